@@ -1,0 +1,51 @@
+# One command each; every target sets up .venv first, once. Works with GNU make 3.81 (macOS) and later.
+
+SCALE   ?= laptop
+SUBJECT ?= embedded
+SEED    ?= 0
+ONLY    ?=
+SET     ?=
+PYTHON  ?= python3
+
+VENV   := .venv/bin/python
+READY  := .venv/.ready
+HALF   := .venv/.half-done
+CHOICE := $(if $(ONLY),--only "$(ONLY)")
+RUN    := $(VENV) -m helpers.notebooks run
+
+.PHONY: help setup notebooks lab test lint reference
+
+help: ## list what can be done
+	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"train=True\""
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv from the pins (the others do it by themselves; PYTHON=python3.12 to choose)
+
+notebooks: $(READY) ## run the notebooks top to bottom into out/, then show the claims
+	@$(RUN) --scale "$(SCALE)" --subject "$(SUBJECT)" --seed "$(SEED)" $(CHOICE) $(foreach pair,$(SET),--set "$(pair)")
+
+lab: $(READY) ## open the suite in JupyterLab
+	@$(VENV) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+
+test: lint ## unit tests, then every notebook and solution at smoke scale
+	@$(VENV) -m pytest
+
+lint: $(READY) ## check the style of code and notebooks
+	@$(VENV) -m ruff check --quiet .
+
+reference: $(READY) ## run at laptop scale, then store outputs, results and the README's tables in the repository
+	@$(RUN) --scale laptop --subject embedded --solutions $(CHOICE)
+	@$(VENV) -m helpers.notebooks store $(CHOICE)
+	@$(VENV) -m helpers.claims --readme
+
+# A set-up that was interrupted leaves .venv/.half-done and is started afresh.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "$(PYTHON) is missing or older than Python 3.11; install a newer one or name it: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@if [ -e $(HALF) ]; then rm -rf .venv; fi
+	@mkdir -p .venv && touch $(HALF)
+	@echo "Setting up .venv from requirements.txt; this takes a few minutes, once."
+	@[ -x $(VENV) ] || $(PYTHON) -m venv .venv
+	@$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@rm $(HALF) && touch $(READY)

@@ -1,0 +1,1 @@
+"""From TopK to Crosscoders: what the notebooks share."""
