@@ -37,6 +37,7 @@ reference: $(READY) ## run at laptop scale, then store outputs, results and the 
 	@$(RUN) --scale laptop --subject embedded --solutions $(CHOICE)
 	@$(VENV) -m helpers.notebooks store $(CHOICE)
 	@$(VENV) -m helpers.claims --readme
+	@$(VENV) -m helpers.gallery
 
 # A set-up that was interrupted leaves .venv/.half-done and is started afresh.
 $(READY): requirements.txt pyproject.toml

@@ -1,0 +1,220 @@
+"""The ways to set up the suite agree with each other, and `make` does it once and only once."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions, requires, version
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from helpers.files import ROOT
+
+PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; (.+))?")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SET_UP_FILES = ["requirements.txt", "pyproject.toml", "environment.yml", "Makefile", ".ci/run"]
+
+
+@cache
+def pins() -> dict[str, str]:
+    """name -> version, of the lines of requirements.txt that hold on every machine."""
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    matches = [(line, PIN.fullmatch(line)) for line in lines]
+    assert [line for line, match in matches if match is None] == []
+    return {canonicalize_name(match[1]): match[2] for _, match in matches if not match[3]}
+
+
+def direct() -> list[str]:
+    return [canonicalize_name(name) for name in PROJECT["dependencies"]]
+
+
+def test_every_direct_dependency_is_pinned_and_pinned_first():
+    assert list(pins())[: len(direct())] == direct()
+
+
+def test_the_running_environment_holds_the_pinned_versions():
+    here = {name: version(name).partition("+")[0] for name in pins()}
+    assert here == pins()
+
+
+def test_what_the_dependencies_need_is_pinned_and_nothing_else():
+    needed, todo = set(), [(name, "") for name in direct()]
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) not in needed:
+            needed.add((name, extra))
+            todo += _needs(name, extra)
+    conditional = {"overrides"}  # needed before Python 3.12 only
+    assert {name for name, _ in needed} - pins().keys() == set()
+    assert pins().keys() - {name for name, _ in needed} <= conditional
+
+
+def _needs(name: str, extra: str) -> list[tuple[str, str]]:
+    found = [Requirement(text) for text in requires(name) or []]
+    found = [need for need in found if need.marker is None or need.marker.evaluate({"extra": extra})]
+    found = [need for need in found if canonicalize_name(need.name) in pins() or need.marker is None]
+    return [(canonicalize_name(need.name), more) for need in found for more in ("", *need.extras)]
+
+
+def test_conda_users_get_the_same_pins():
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    assert f"name: {PROJECT['name']}" in lines
+    wanted = ["  - python=3.11", "  - pip", "  - pip:", "      - -r requirements.txt", "      - -e ."]
+    assert lines[lines.index("dependencies:") + 1 :] == wanted
+
+
+def test_nothing_names_an_index_or_a_host():
+    texts = {name: (ROOT / name).read_text() for name in SET_UP_FILES}
+    assert [name for name, text in texts.items() if re.search(r"://|--(extra-)?index|--find-links", text)] == []
+
+
+def test_what_the_code_imports_is_a_direct_dependency():
+    known = packages_distributions()
+    ours = {"helpers", "tests", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    used = {name for path in [*ROOT.glob("helpers/*.py"), *ROOT.glob("tests/*.py")] for name in imported(path)}
+    unknown = used - set(sys.stdlib_module_names) - ours
+    packages = {name: {canonicalize_name(found) for found in known.get(name, [])} for name in unknown}
+    assert {name: found for name, found in packages.items() if not found & set(direct())} == {}
+
+
+def imported(path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_helpers_can_be_imported_from_any_folder(tmp_path):
+    command = [sys.executable, "-c", "import helpers; print(helpers.__path__[0])"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
+    assert found.stdout.strip() == str(ROOT / "helpers"), "set up again with `make setup`"
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    commands = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
+    assert commands[0] == "set -euo pipefail" and commands[1].startswith("cd ") and commands[2:] == ["make test"]
+    assert os.access(script, os.X_OK)
+
+
+# ---- make
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what an outer `make` or an editor passes on."""
+    unwanted = ("MAKE", "MFLAGS", "PYTHONPATH", "SCALE", "SUBJECT", "SEED", "ONLY", "SET", "PYTHON")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the set-up files with a stand-in for Python that only writes down how it was called."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    fake = tmp_path / "fake-python"
+    fake.write_text(f"""#!/bin/sh
+echo "$@" >> {tmp_path}/calls
+case "$2" in
+    venv) mkdir -p .venv/bin && cp {fake} .venv/bin/python ;;
+    pip) test ! -e {tmp_path}/no-network ;;
+esac
+""")
+    fake.chmod(0o755)
+    return tmp_path
+
+
+def make(checkout, *arguments: str) -> subprocess.CompletedProcess:
+    command = ["make", "PYTHON=./fake-python", *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=clean_environment())
+
+
+def calls(checkout) -> list[str]:
+    """How Python was called since the last look, without the check of its version."""
+    lines = (checkout / "calls").read_text().splitlines() if (checkout / "calls").exists() else []
+    (checkout / "calls").unlink(missing_ok=True)
+    return [line for line in lines if not line.startswith("-c")]
+
+
+INSTALL = ["-m venv .venv", "-m pip install --quiet --disable-pip-version-check -r requirements.txt -e ."]
+
+
+def test_a_second_call_does_no_set_up_work(checkout):
+    assert make(checkout, "setup").returncode == 0
+    assert calls(checkout) == INSTALL
+    assert make(checkout, "setup").returncode == 0
+    assert calls(checkout) == []
+
+
+def test_changed_pins_are_installed_into_the_same_environment(checkout):
+    make(checkout, "setup")
+    calls(checkout)
+    later = (checkout / ".venv" / ".ready").stat().st_mtime + 5
+    os.utime(checkout / "requirements.txt", (later, later))
+    make(checkout, "setup")
+    assert calls(checkout) == INSTALL[1:]
+
+
+def test_a_set_up_that_broke_off_is_started_afresh(checkout):
+    (checkout / "no-network").touch()
+    assert make(checkout, "setup").returncode != 0
+    (checkout / ".venv" / "half-installed").touch()
+    calls(checkout)
+    (checkout / "no-network").unlink()
+    assert make(checkout, "setup").returncode == 0
+    assert calls(checkout) == INSTALL
+    assert not (checkout / ".venv" / "half-installed").exists()
+
+
+def test_an_old_or_missing_python_is_one_clear_sentence(checkout):
+    (checkout / "fake-python").write_text("#!/bin/sh\nexit 1\n")
+    for python in ("./fake-python", "python-that-is-not-there"):
+        run = make(checkout, "setup", f"PYTHON={python}")
+        assert run.returncode != 0
+        assert run.stderr.splitlines()[0] == (
+            f"{python} is missing or older than Python 3.11; install a newer one or name it: make PYTHON=python3.12"
+        )
+
+
+def test_help_is_the_default_and_lists_every_target(checkout):
+    run = make(checkout)
+    targets = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == targets
+    assert calls(checkout) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["notebooks"], "run --scale laptop --subject embedded --seed 0"),
+        (
+            ["notebooks", "SCALE=smoke", "SUBJECT=hub", "SEED=2", "ONLY=01 02", "SET=train=True"],
+            "run --scale smoke --subject hub --seed 2 --only 01 02 --set train=True",
+        ),
+    ],
+)
+def test_make_notebooks_passes_its_settings_on(checkout, arguments, expected):
+    make(checkout, "setup")
+    calls(checkout)
+    make(checkout, *arguments)
+    assert calls(checkout) == [f"-m helpers.notebooks {expected}"]
+
+
+def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
+    make(checkout, "setup")
+    calls(checkout)
+    make(checkout, "reference", "ONLY=02")
+    assert calls(checkout) == [
+        "-m helpers.notebooks run --scale laptop --subject embedded --solutions --only 02",
+        "-m helpers.notebooks store --only 02",
+        "-m helpers.claims --readme",
+    ]
+    make(checkout, "test")
+    assert calls(checkout) == ["-m ruff check --quiet .", "-m pytest"]

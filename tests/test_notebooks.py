@@ -1,0 +1,148 @@
+"""Every notebook and every solution, found by their names, keeps the contract and runs at smoke scale."""
+
+import json
+import os
+
+import nbformat
+import pytest
+
+from helpers import notebooks
+from helpers.claims import load_claims
+from helpers.notebook_execution import execute
+from helpers.notebook_lint import lint
+from helpers.notebook_report import describe, name_of, number_of
+from helpers.notebook_store import is_stale
+from helpers.runs import Run
+
+SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 0}
+SUITE = notebooks.find(solutions=True)
+
+
+@pytest.fixture
+def suite(write_notebook, monkeypatch, tmp_path):
+    """A suite of three small notebooks, of which the first fails, in place of the real one; the folder of its runs."""
+    write_notebook("01_fails", "1", "missing_name")
+    write_notebook("02_runs", f"from {Run.__module__} import Run\nRun('02', scale=scale, subject=subject).save()")
+    on_request = 'scale = "laptop"\nsubject = "embedded"\nseed = 0\ntrain = False  # on request'
+    write_notebook("90_runs", "print(scale)", parameters=on_request)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "OUT", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_a_failing_notebook_does_not_stop_the_others(suite, results_folder, capsys):
+    assert notebooks.main(["run", "--scale", "smoke", "--only", "1 2"]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 2 notebooks ran to the end" in printed
+    assert "✘ 01_fails, cell 4 `missing_name`: NameError: name 'missing_name' is not defined" in printed
+    assert "not run" in printed.splitlines()[-1]  # the claims table
+    assert sorted(path.name for path in suite.rglob("*.ipynb")) == ["01_fails.ipynb", "02_runs.ipynb"]
+    assert json.loads((results_folder / "embedded-smoke" / "02.json").read_text())["scale"] == "smoke"
+
+
+def test_an_interruption_leaves_what_was_finished(write_notebook, suite, capsys):
+    interrupt = "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+    write_notebook("03_interrupted", "x = 1", "import os, signal, time", interrupt)
+    assert notebooks.main(["run", "--scale", "smoke", "--only", "02 03 90"]) == 130
+    printed = capsys.readouterr().out
+    assert "[2/3] 03_interrupted · KeyboardInterrupt · " in printed
+    assert "✘ 03_interrupted: KeyboardInterrupt: interrupted" in printed
+    copies = {path.name: nbformat.read(path, as_version=4) for path in suite.rglob("*.ipynb")}
+    assert copies.keys() == {"02_runs.ipynb", "03_interrupted.ipynb"}
+    assert copies["03_interrupted.ipynb"].cells[3].execution_count == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "huge"], "scale 'huge' is unknown; choose smoke or laptop or paper."),
+        (["--subject", "gpt5"], "subject 'gpt5' is unknown; choose embedded or hub."),
+        (["--only", "7"], "there is no notebook 07; choose from 01, 02, 90."),
+        (["--set", "train=True"], "01_fails.ipynb has no parameter train; its parameters are scale, seed, subject."),
+        (["--set", "seed=x"], "seed 'x' is not a whole number."),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_runs(suite, arguments, message, capsys):
+    assert notebooks.main(["run", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {message}\n"
+    assert captured.out == "" and not suite.exists()
+
+
+def test_a_notebook_without_parameters_is_refused_before_anything_runs(suite, write_notebook, capsys):
+    write_notebook("91_untagged", "1", tags=())
+    assert notebooks.main(["run"]) == 2
+    assert "91_untagged.ipynb has 0 cells tagged `parameters`" in capsys.readouterr().err
+    assert not suite.exists()
+
+
+def test_find_gives_reading_order_with_solutions_last(suite, write_notebook):
+    write_notebook("solutions/01_fails", "1")
+    write_notebook("notes", "1")
+    names = [name_of(path) for path in notebooks.find(solutions=True)]
+    assert names == ["01_fails", "02_runs", "90_runs", "solutions/01_fails"]
+    assert [name_of(path) for path in notebooks.find("1,90")] == ["01_fails", "90_runs"]
+
+
+@pytest.fixture
+def reference(suite, tmp_path):
+    """The paths of a small suite that ran as the reference run does, and where its results are stored."""
+    paths = notebooks.find("02 90")
+    notebooks.run(paths, {"scale": "laptop", "subject": "embedded", "seed": 0}, suite)
+    return paths, tmp_path / "data"
+
+
+def test_a_reference_run_is_stored_with_its_results(reference, suite, results_folder):
+    paths, data = reference
+    notebooks.store_all(paths, suite, data)
+    kept, left = (folder / "embedded-laptop" / "02.json" for folder in (data, results_folder))
+    assert kept.read_bytes() == left.read_bytes()
+    stored = nbformat.read(paths[1], as_version=4)
+    assert not is_stale(stored)
+    assert stored.cells[2].outputs[0].text == "laptop\n"
+    assert len(stored.cells) == 3
+    paths[1].write_text(paths[1].read_text().replace("# A title", "# Another"))
+    assert [problem for problem in notebooks.problems(paths) if "older" in problem] == [
+        "notebooks/90_runs.ipynb: its outputs are older than its source."
+    ]
+
+
+def test_nothing_is_stored_if_a_part_of_it_is_older(reference, suite, results_folder):
+    (first, last), data = reference
+    before = first.read_bytes()
+    last.write_text(last.read_text().replace("# A title", "# Another"))
+    with pytest.raises(ValueError, match="90_runs.ipynb has changed since it was run"):
+        notebooks.store_all([first, last], suite, data)
+    os.utime(results_folder / "embedded-laptop" / "02.json", (0, 0))
+    with pytest.raises(ValueError, match="results of 02_runs.ipynb are older than its executed copy"):
+        notebooks.store_all([first], suite, data)
+    assert first.read_bytes() == before and not data.exists()
+
+
+# ---- the real ones
+
+
+def test_there_are_notebooks():
+    assert [path for path in SUITE if path.parent.name == "notebooks"]
+
+
+@pytest.mark.parametrize("path", SUITE, ids=name_of)
+def test_keeps_the_contract(path):
+    assert lint(path) == []
+
+
+@pytest.mark.parametrize("path", SUITE, ids=name_of)
+def test_outputs_belong_to_the_source(path):
+    stale = is_stale(nbformat.read(path, as_version=4))
+    assert not stale, f"the outputs of {path.name} are older than its source; run `make reference`"
+
+
+@pytest.mark.parametrize("path", SUITE, ids=name_of)
+def test_runs_at_smoke_scale_and_leaves_its_claims(path, tmp_path, results_folder, monkeypatch):
+    monkeypatch.setenv("SUITE_PNG", "0")  # a figure needs no browser
+    outcome = execute(path, SMOKE, tmp_path / "copy.ipynb", limit_s=600)
+    assert not outcome.error, describe(outcome)
+    if path.parent.name != "solutions":
+        results = json.loads((results_folder / "embedded-smoke" / f"{number_of(path)}.json").read_text())
+        declared = {claim.id for claim in load_claims().values() if claim.notebook == number_of(path)}
+        assert results["claims"].keys() == declared

@@ -1,0 +1,68 @@
+"""The README's tables are those that the committed results and notebooks give."""
+
+import json
+
+import pytest
+
+from helpers.claims import notebook_table, readme
+from helpers.files import ROOT
+
+FRAME = """top
+<!-- notebooks:begin -->
+STALE
+<!-- notebooks:end -->
+middle
+<!-- claims:begin -->
+<!-- claims:end -->
+end"""
+
+
+def test_readme_is_current():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == readme(text), "run `python -m helpers.claims --readme` and commit README.md"
+
+
+def made_up_notebook(folder, *first_cell):
+    folder.mkdir()
+    cells = [{"cell_type": "code", "source": ["x = 1  # why?"]}, {"cell_type": "markdown", "source": list(first_cell)}]
+    cells.append({"cell_type": "markdown", "source": ["What was that?"]})
+    (folder / "02_relu_against_topk.ipynb").write_text(json.dumps({"cells": cells}))
+    return folder
+
+
+def test_notebook_table_by_hand(tmp_path):
+    notebooks = made_up_notebook(
+        tmp_path / "notebooks", "# 02 · ReLU against TopK\n", "\n", "**Which is better?**\n", "Text."
+    )
+    assert notebook_table(tmp_path, notebooks).splitlines()[2] == (
+        "| [02](notebooks/02_relu_against_topk.ipynb) | Which is better? | G1 G2 G3 G36 C45 |  |  |"
+    )
+    (tmp_path / "embedded-laptop").mkdir()
+    (tmp_path / "embedded-laptop" / "02.json").write_text('{"claims": {}, "minutes": 4.25, "peak_memory_gb": 1.5}')
+    assert notebook_table(tmp_path, notebooks).endswith("| 4.25 | 1.5 |")
+
+
+def test_a_notebook_without_question_shows_its_heading(tmp_path):
+    table = notebook_table(tmp_path, made_up_notebook(tmp_path / "notebooks", "# 02 · ReLU against TopK\n", "Text."))
+    assert "| ReLU against TopK |" in table
+
+
+def test_only_what_is_between_the_markers_changes(tmp_path):
+    text = readme(FRAME, tmp_path, tmp_path)
+    assert text.startswith("top\n<!-- notebooks:begin -->\n| notebook |") and text.endswith("<!-- claims:end -->\nend")
+    assert "STALE" not in text and "\nmiddle\n" in text and "| G1 |" in text
+    assert readme(text, tmp_path, tmp_path) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        FRAME.replace("claims:end", "x"),
+        FRAME + FRAME,
+        FRAME.replace("begin", "X").replace("end", "begin").replace("X", "end"),
+    ],
+)
+def test_missing_doubled_or_swapped_markers_are_refused(text, tmp_path):
+    with pytest.raises(ValueError, match="README.md needs the line"):
+        readme(text, tmp_path, tmp_path)
