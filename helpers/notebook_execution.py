@@ -72,14 +72,14 @@ def execute(path: Path, parameters: dict, target: Path, limit_s: float, progress
         error = watch.explain(problem)
     finally:
         watch.stop()
-        _write_copy(watch, path, parameters, target)
+        _write_copy(watch, parameters, target)
     return watch.outcome(path, error)
 
 
-def _write_copy(watch: "Watch", path: Path, parameters: dict, target: Path) -> None:
+def _write_copy(watch: "Watch", parameters: dict, target: Path) -> None:
     if watch.client is not None:
         run = watch.client.nb
-        run.metadata["suite"] = {"source_hash": source_hash(nbformat.read(path, as_version=4)), **parameters}
+        run.metadata["suite"] = {"source_hash": source_hash(run), **parameters}  # of what ran, not of the file by now
         write_atomic(target, nbformat.writes(run) + "\n")
 
 

@@ -173,7 +173,7 @@ def subject_for(run_subject: str, family: str = "gpt2") -> str:
 def load_subject(
     name_or_path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32, layer: int | None = None
 ) -> Subject:
-    """Load an embedded subject by name, a directory by path, or a hub model by id, frozen and in eval mode.
+    """Load an embedded subject by name, a directory by path, or a hub model by id, frozen.
 
     `layer` defaults to two thirds of the depth (8 of 12), for Gemma to half of it (13 of 26). `dtype` is the dtype the
     model computes in; residuals are float32 all the same.
@@ -240,7 +240,5 @@ def _bridge(model: PreTrainedModel) -> TransformerBridge:
         blocks = adapter.component_mapping["blocks"]
         adapter.component_mapping["blocks"] = ResidualBlock(name=blocks.name, config=blocks.config)
 
-    bridge = build_bridge_from_module(
-        model, type(model).__name__, hf_config=model.config, post_adapter_hook=keep_blocks_plain
-    )
-    return bridge.eval()
+    architecture = type(model).__name__
+    return build_bridge_from_module(model, architecture, hf_config=model.config, post_adapter_hook=keep_blocks_plain)

@@ -23,10 +23,14 @@ def test_parameters_reach_the_cells_and_helpers_can_be_imported(run, tmp_path):
     assert copy.cells[-1].outputs[0].data["text/plain"] == "('smoke', 'embedded', 3)"
 
 
-def test_the_executed_copy_carries_the_hash_of_its_source_and_its_parameters(run, tmp_path):
-    path = run("1 + 1").path
-    copy = nbformat.read(tmp_path / "copy.ipynb", as_version=4)
-    assert copy.metadata.suite == {"source_hash": source_hash(nbformat.read(path, as_version=4)), **SMOKE}
+def test_the_executed_copy_carries_its_parameters_and_the_hash_of_what_ran(write_notebook, tmp_path):
+    edit = "from pathlib import Path\npath = Path('notebooks/01_tiny.ipynb')"
+    edit = f"import os\nos.chdir({str(tmp_path)!r})\n{edit}\npath.write_text(path.read_text().replace('title', 'name'))"
+    path = write_notebook("01_tiny", edit)
+    before = source_hash(nbformat.read(path, as_version=4))
+    execute(path, SMOKE, tmp_path / "copy.ipynb", 60.0)
+    assert "# A name" in path.read_text()
+    assert nbformat.read(tmp_path / "copy.ipynb", as_version=4).metadata.suite == {"source_hash": before, **SMOKE}
 
 
 def test_a_failing_cell_is_named_as_a_reader_counts_and_its_copy_is_kept(run, tmp_path):
