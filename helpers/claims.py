@@ -21,7 +21,7 @@ from pathlib import Path
 from helpers.files import DATA, RESULTS, ROOT, results_dir, write_atomic
 
 CLAIMS = DATA / "claims.csv"
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS, README = ROOT / "notebooks", ROOT / "README.md"
 IDS = [f"G{i}" for i in range(1, 41)] + [f"C{i}" for i in range(1, 53)]
 CHECKING_NOTEBOOKS = [f"{i:02d}" for i in range(13)] + ["90"]  # 13 is the ledger, it checks nothing itself
 MARKS = {"reproduced": "✔", "partly": "≈", "not reproduced": "✘", "not run": "○"}
@@ -243,8 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table:
         print(to_text(table(options.results, options.subject, options.scale)))
     else:
-        path = ROOT / "README.md"
-        write_atomic(path, readme(path.read_text(encoding="utf-8")))
+        write_atomic(README, readme(README.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -64,22 +64,24 @@ def execute(path: Path, parameters: dict, target: Path, limit_s: float, progress
     refuse_unknown_parameters(path, parameters)
     watch = Watch(limit_s, progress)
     error = ""
+    finished = False
     try:
         papermill.execute_notebook(
             str(path), None, parameters, "watched", kernel_name="python3", progress_bar=False, cwd=ROOT, watch=watch
         )
+        finished = True
     except Exception as problem:
         error = watch.explain(problem)
     finally:
         watch.stop()
-        _write_copy(watch, parameters, target)
+        _write_copy(watch, parameters | ({} if finished else {"stopped_in": watch.number}), target)
     return watch.outcome(path, error)
 
 
-def _write_copy(watch: "Watch", parameters: dict, target: Path) -> None:
+def _write_copy(watch: "Watch", facts: dict, target: Path) -> None:
     if watch.client is not None:
         run = watch.client.nb
-        run.metadata["suite"] = {"source_hash": source_hash(run), **parameters}  # of what ran, not of the file by now
+        run.metadata["suite"] = {"source_hash": source_hash(run), **facts}  # of what ran, not of the file by now
         write_atomic(target, nbformat.writes(run) + "\n")
 
 

@@ -61,9 +61,10 @@ def read_storable(executed: Path, committed: Path) -> NotebookNode:
     if not executed.exists():
         raise ValueError(f"{executed.name} has no executed copy in {executed.parent}; run it before storing it.")
     run = nbformat.read(executed, as_version=4)
-    if unfinished := unfinished_cell(run):
-        raise ValueError(f"{executed.name} stopped in cell {unfinished}; mend it and run it again before storing it.")
-    if run.metadata.get("suite", {}).get("source_hash") != source_hash(nbformat.read(committed, as_version=4)):
+    suite = run.metadata.get("suite", {})
+    if stopped := suite.get("stopped_in") or unfinished_cell(run):
+        raise ValueError(f"{executed.name} stopped in cell {stopped}; mend it and run it again before storing it.")
+    if suite.get("source_hash") != source_hash(nbformat.read(committed, as_version=4)):
         raise ValueError(f"{executed.name} has changed since it was run; run it again before storing it.")
     return run
 

@@ -74,7 +74,7 @@ def test_cached_activations_are_the_harvested_ones_in_16_bits(n_rows):
 def test_large_activations_without_normalisation_do_not_overflow():
     tokens = torch.arange(60_000, 60_320) * 10
     found = stream(tokens=tokens, harvest=Harvest(context=8, rows=3, normalisation="none"))
-    assert found.take(280).max() > 65_504  # the largest float16
+    assert 65_504 < found.take(280).max() < 700_000  # the first is the largest float16
 
 
 def other_site():

@@ -101,13 +101,14 @@ def test_the_rule_for_positions(drop, positions):
     assert found[:, 1].tolist() == positions * 2
 
 
-def test_broken_activations_are_counted_and_placed():
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_broken_activations_are_counted_and_placed(value):
     rows = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [1, 6, 7, 9]])
     with pytest.raises(
         ValueError, match=r"^2 of 9 activations .* at here are NaN or infinite, first in row 1 at pos.* 2:"
     ):
-        harvest_rows(CountingSubject(broken=(7, 2)), rows, Harvest(context=4))
-    assert harvest_rows(CountingSubject(broken=(1, 0)), rows, Harvest(context=4)).isfinite().all()  # dropped
+        harvest_rows(CountingSubject(broken=(7, 2, value)), rows, Harvest(context=4))
+    assert harvest_rows(CountingSubject(broken=(1, 0, value)), rows, Harvest(context=4)).isfinite().all()  # dropped
 
 
 def test_batches_come_in_the_dtype_asked_for():

@@ -54,10 +54,10 @@ def drawn(claim, draw):
 @pytest.mark.parametrize("claim", JUDGED, ids=lambda claim: claim.id)
 def test_every_verdict_can_come_out_and_reproduced_is_never_less_than_partly(claim):
     draw, seen = random.Random(0), set()
-    for _ in range(5000):
+    for number in range(5000):
         values = dict(drawn(claim, draw))
         seen.add((evaluate(claim.reproduced, values), evaluate(claim.partly, values)))
-        if len(seen) >= 3:
+        if number >= 150 and len(seen) >= 3:
             break
     assert seen == {(True, True), (False, True), (False, False)}
 
@@ -86,6 +86,7 @@ def rewritten(tmp_path, change):
         (lambda rows: rows[1].__setitem__(3, ""), "G1 needs a source, a claim"),
         (lambda rows: rows[1].__setitem__(8, ""), "G1 needs both expectations"),
         (lambda rows: rows[1].__setitem__(7, "ratio_low >"), "not an expression"),
+        (lambda rows: rows[1].__setitem__(8, "pow(ratio, 2) > 1"), "uses Call, which is not allowed"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path, change, sentence):
@@ -111,8 +112,8 @@ def test_evaluate_by_hand(expression, truth):
 REFUSED = """
 __import__('os').getcwd() > x | x.real > 1 | x[0] > 1 | x ** 2 > 1 | x % 2 > 1 | 'a' > x | (lambda: 1)() > 0
 1 if x > 1 else 0 | pow(x, 2) > 1 | max(*x) > 1 | max(x, key=abs) > 1 | x in y | x is y | [x] > y | True
-f'{x}' > y | (y := x) > 1 | x | x + 1 | x and y > 1 | x > | x > 1; y | abs > 1 | min(x) > 1 | x > z | x / 0 > 1
-1j * x > 1
+f'{x}' > y | (y := x) > 1 | x | x + 1 | x == 'a' | x == None | x and y > 1 | x > | x > 1; y | abs > 1 | min(x) > 1
+x > z | x / 0 > 1 | 1j * x > 1
 """
 
 
@@ -216,7 +217,7 @@ def test_markdown_has_a_row_per_claim_under_its_paper(tmp_path):
     scaling, diffing = markdown.split("### Crosscoder model diffing")
     lines = {line.split(" | ")[0].strip("| "): line for line in markdown.splitlines() if re.match(r"\| [GC]\d", line)}
     assert list(lines) == IDS
-    assert scaling.count("\n| G") == 40 and diffing.count("\n| C") == 52
+    assert (scaling.count("\n| G"), scaling.count("\n| C"), diffing.count("\n| C")) == (40, 0, 52)
     assert lines["G2"].endswith("| slope 0.31 [-0.1, n/a] | 3 | ≈ partly: a \\| b |")
     assert "not run: not measured" in lines["C37"] and lines["C1"].endswith("○ not run |")
 
@@ -227,9 +228,12 @@ def test_a_checked_claim_reads_in_a_few_lines():
     assert [line.split()[0] for line in lines[1:]] == ["paper", "measured", "why"]
 
 
-def test_the_command_prints_the_table_of_a_run(tmp_path, capsys):
-    claims.main(["--table", "--results", str(written(tmp_path, G2=ROW))])
+def test_the_command_prints_the_table_of_a_run(tmp_path, results_folder, capsys):
+    written(results_folder, G2=ROW)
+    claims.main(["--table"])
     assert "≈ G2 partly" in capsys.readouterr().out
+    claims.main(["--table", "--results", str(written(tmp_path / "elsewhere", G8=ROW))])
+    assert "≈ G8 partly" in (printed := capsys.readouterr().out) and "G2" not in printed
 
 
 def faults(results):

@@ -215,6 +215,7 @@ def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
         "-m helpers.notebooks run --scale laptop --subject embedded --solutions --only 02",
         "-m helpers.notebooks store --only 02",
         "-m helpers.claims --readme",
+        "-m helpers.gallery",
     ]
     make(checkout, "test")
     assert calls(checkout) == ["-m ruff check --quiet .", "-m pytest"]

@@ -87,6 +87,7 @@ def test_only_the_hint_of_the_known_mistake_is_given(capsys):
     assert capsys.readouterr().out.endswith("Hint: keep negative values as well\n")
     check_answer(lambda x, k: x * 0, topk, make_inputs, hints=hints)
     check_answer(lambda x, k: x.sum(dim=7), topk, make_inputs, hints=hints)
+    check_answer(fast_topk, topk, make_inputs, hints={"not for a right answer": topk})
     assert "Hint" not in capsys.readouterr().out
 
 
@@ -125,6 +126,7 @@ def test_a_notebook_goes_on_unless_told_otherwise(value, monkeypatch):
         (torch.ones(2), torch.ones(2, dtype=torch.float64), "dtype differs: expected torch.float64, got torch.float32"),
         (torch.tensor([0, 1]), torch.tensor([0, 2]), r"values differ first at \[1\]: expected 2, got 1"),
         (torch.tensor([True]), torch.tensor([False]), "values differ"),
+        (torch.tensor(100_001), torch.tensor(100_000), "values differ: expected 100000, got 100001"),
         (torch.tensor(math.nan), torch.tensor(1.0), "values differ: expected 1, got nan"),
         ((1, 2), (1, 2, 3), "length differs: expected 3 items, got 2"),
         ((1, torch.ones(2)), (1, torch.ones(3)), "in item 1 the shape differs"),
@@ -158,6 +160,6 @@ def test_the_header_shows_how_hard_how_long_and_what(monkeypatch):
     shown = []
     monkeypatch.setattr(exercises, "display", lambda markdown: shown.append(markdown.data))
     exercise("TopK", minutes=5, difficulty=2, task="Keep the k largest.")
-    assert all(part in shown[0] for part in ("Exercise: TopK", "●●○", "5 minutes", "Keep the k largest."))
+    assert all(part in shown[0] for part in ("Exercise: TopK", "\n●●○ ·", "5 minutes", "Keep the k largest."))
     with pytest.raises(ValueError, match="difficulty must be 1, 2 or 3, not 4"):
         exercise("TopK", minutes=5, difficulty=4, task="")

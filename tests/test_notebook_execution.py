@@ -2,7 +2,7 @@ import nbformat
 import pytest
 
 from helpers.notebook_execution import execute, refuse_unknown_parameters
-from helpers.notebook_store import source_hash
+from helpers.notebook_store import read_storable, source_hash
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 3}
 
@@ -40,10 +40,12 @@ def test_a_failing_cell_is_named_as_a_reader_counts_and_its_copy_is_kept(run, tm
     assert nbformat.read(tmp_path / "copy.ipynb", as_version=4).cells[-1].execution_count is None
 
 
-def test_a_kernel_that_dies_is_reported(run):
-    outcome = run("import os\nos._exit(1)", "2")
-    assert (outcome.cell, outcome.source) == (3, "import os")
+def test_a_kernel_that_dies_is_reported_and_its_copy_says_so(run, tmp_path):
+    outcome = run("import os, time\ntime.sleep(0.5)  # so that the cell has its number\nos._exit(1)")
+    assert (outcome.cell, outcome.source) == (3, "import os, time")
     assert outcome.error == "DeadKernelError: the kernel died; too little memory is the usual reason"
+    with pytest.raises(ValueError, match="stopped in cell 3"):
+        read_storable(tmp_path / "copy.ipynb", outcome.path)
 
 
 def test_a_kernel_that_outlives_its_time_is_killed(run):

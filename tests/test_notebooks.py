@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import nbformat
 import pytest
@@ -40,7 +41,15 @@ def test_a_failing_notebook_does_not_stop_the_others(suite, results_folder, caps
     assert json.loads((results_folder / "embedded-smoke" / "02.json").read_text())["scale"] == "smoke"
 
 
-def test_an_interruption_leaves_what_was_finished(write_notebook, suite, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, as at a terminal, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_leaves_what_was_finished(write_notebook, suite, ctrl_c, capsys):
     interrupt = "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
     write_notebook("03_interrupted", "x = 1", "import os, signal, time", interrupt)
     assert notebooks.main(["run", "--scale", "smoke", "--only", "02 03 90"]) == 130
@@ -140,7 +149,7 @@ def test_outputs_belong_to_the_source(path):
 @pytest.mark.parametrize("path", SUITE, ids=name_of)
 def test_runs_at_smoke_scale_and_leaves_its_claims(path, tmp_path, results_folder, monkeypatch):
     monkeypatch.setenv("SUITE_PNG", "0")  # a figure needs no browser
-    outcome = execute(path, SMOKE, tmp_path / "copy.ipynb", limit_s=600)
+    outcome = execute(path, SMOKE, tmp_path / "copy.ipynb", limit_s=1800)
     assert not outcome.error, describe(outcome)
     if path.parent.name != "solutions":
         results = json.loads((results_folder / "embedded-smoke" / f"{number_of(path)}.json").read_text())

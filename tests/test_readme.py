@@ -54,14 +54,12 @@ def test_only_what_is_between_the_markers_changes(tmp_path):
     assert readme(text, tmp_path, tmp_path) == text
 
 
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+SWAPPED = FRAME.replace(BEGIN, "X").replace(END, BEGIN).replace("X", END)
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        FRAME.replace("claims:end", "x"),
-        FRAME + FRAME,
-        FRAME.replace("begin", "X").replace("end", "begin").replace("X", "end"),
-    ],
+    "text", ["", FRAME.replace(BEGIN, ""), FRAME.replace(END, ""), FRAME + BEGIN, FRAME + END, SWAPPED]
 )
 def test_missing_doubled_or_swapped_markers_are_refused(text, tmp_path):
     with pytest.raises(ValueError, match="README.md needs the line"):

@@ -128,9 +128,9 @@ class CountingSubject:
 
     name, site, device, dtype, d_model, context = "counting", "here", torch.device("cpu"), torch.float32, 4, 64
 
-    def __init__(self, fingerprint: str = "weights", broken: tuple[int, int] | None = None):
+    def __init__(self, fingerprint: str = "weights", broken: tuple[int, int, float] | None = None):
         self.fingerprint = fingerprint
-        self.broken = broken  # (token id, position) that comes out as NaN
+        self.broken = broken  # (token id, position, what comes out of it)
         self.rows_read = 0
 
     def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -140,5 +140,5 @@ class CountingSubject:
         positions = torch.arange(tokens.shape[1]).expand_as(ids).float()
         found = torch.stack([ids, positions, torch.ones_like(ids), torch.full_like(ids, 2)], -1)
         if self.broken is not None:
-            found[(ids == self.broken[0]) & (positions == self.broken[1])] = torch.nan
+            found[(ids == self.broken[0]) & (positions == self.broken[1]), 2] = self.broken[2]
         return found
