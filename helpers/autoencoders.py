@@ -153,23 +153,18 @@ class SparseAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def start_from(self, x: Tensor) -> None:
+    def start_from(self, x: Tensor, encoder_scale: float = 1.0) -> None:
         """Fit the start to a sample (batch, d_model): b_dec its geometric median, encoder scaled so that
-        reconstructions have the norm of the inputs (Gao et al. 2024, A.1)."""
+        reconstructions have `encoder_scale` times the norm of the inputs (1 in Gao et al. 2024, A.1)."""
         self.b_dec.copy_(geometric_median(x))
+        x = x[:1024]  # enough for a mean, and a dense code of more would take memory that training does not need
         wanted, got = (x - self.b_dec).norm(dim=-1).mean(), (self(x) - self.b_dec).norm(dim=-1).mean()
-        self.W_enc.mul_(wanted / got.clamp(min=1e-12))
+        self.W_enc.mul_(encoder_scale * wanted / got.clamp(min=1e-12))
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Rows of W_dec back to unit norm."""
         self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True))
-
-    @torch.no_grad()
-    def project_decoder_gradient(self) -> None:
-        """Remove what would only change the length of a decoder row: the gradient's part along it."""
-        along = (self.W_dec.grad * self.W_dec).sum(-1, keepdim=True)
-        self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
 
 def geometric_median(x: Tensor, n_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -1,23 +1,40 @@
 """The fast parts of a TopK training step: exact top-k, and gradients that touch only the latents that are on.
 
-A TopK code has k of n latents per token, so most of a dense step multiplies by zero. Here
-    pre_acts   one product, in bf16 where the processor has bf16 products (4 to 8 times the speed of fp32)
-    topk       in two stages: the k best of n/16 group maxima, then the k best of their 16 k members. Exact: whoever
-               is among the k largest sits in a group whose maximum is among the k largest maxima
-    decode     a weighted sum of k decoder rows per token
+A TopK code has k of n latents per token, so most of a dense step multiplies by zero, and most of the rest moves large
+temporaries in and out of memory. Here
+
+    pre_acts   one product, a block of tokens at a time, into a buffer that every step uses again: nothing of size
+               (batch, n) exists. It runs in bf16 where the processor has bf16 products (4 to 8 times the speed of fp32)
+    topk       the k best of n/4 group maxima, found in the same way, then the k best of their 4 k members. Exact:
+               whoever is among the k largest sits in a group whose maximum is among the k largest maxima. Floats above
+               zero are ordered like the integers of the same bits, and integers compare faster
+    decode     a weighted sum of k decoder rows per token; the gradient of a value is one dot product
     gradients  sort the batch * k pairs (token, latent) by latent once; the gradient of a latent's encoder or decoder
-               row is then a weighted sum of the rows of its own tokens
-No (batch, n) buffer is ever filled with zeros, and the sums over tokens stay in fp32.
+               row is then a weighted sum of the rows of its own tokens. `updates` asks for it a block of latents at a
+               time, so that no full gradient exists either
+
+All sums over tokens are in fp32, and so is everything but the product that ranks the latents and gives their values.
 """
 
 import contextlib
 import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 16  # members per group in the first stage of topk
+GROUP = 4  # members per group in each stage of topk
+BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
+BLOCK = {"cpu": 1024, "cuda": 16384}  # tokens whose pre-activations are worked on at once
+INTEGER = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 @functools.cache
@@ -39,86 +56,177 @@ def fast_products(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of x (batch, n), in no order: values and indices (batch, k)."""
-    batch, n = x.shape
-    n_groups = n // GROUP
-    if n % GROUP or n_groups <= 2 * k:  # too few groups to gain from a first stage
-        return x.topk(k, sorted=False)
-    maxima = x.view(batch, GROUP, n_groups).amax(1)  # group g holds g, g + n_groups, g + 2 n_groups, ...
-    groups = maxima.topk(k, sorted=False).indices
+    """The k largest of each row of relu(x) (batch, n), in no order: values and indices (batch, k).
+
+    Where fewer than k entries are above zero, the rest of the values is zero and their indices mean nothing.
+    """
+    values, indices = _topk_of_integers(x.contiguous().view(INTEGER[x.dtype]), k)
+    return values.view(x.dtype).relu(), indices
+
+
+def _topk_of_integers(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n_groups = x.shape[1] // GROUP
+    if x.shape[1] % GROUP or n_groups <= k:  # no group could be left out
+        return _select(x, k)
+    maxima = x.view(-1, GROUP, n_groups).amax(1)  # group g holds g, g + n_groups, g + 2 n_groups, ...
+    groups = _topk_of_integers(maxima, k)[1]
     members = (groups.unsqueeze(1) + n_groups * torch.arange(GROUP, device=x.device)[:, None]).flatten(1)
-    values, place = x.gather(1, members).topk(k, sorted=False)
+    values, place = _select(x.gather(1, members), k)
     return values, members.gather(1, place)
+
+
+def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of integers, all compared. NumPy partitions integers with vector instructions, several
+    times faster than torch, but returns no indices; so the index rides in the low bits."""
+    wide, bits = (torch.int32, 16) if x.dtype == torch.int16 and x.shape[1] <= 2**16 else (torch.int64, 32)
+    if x.device.type != "cpu" or x.dtype == torch.int64:
+        return x.topk(k, sorted=False)
+    packed = (x.to(wide) << bits) | torch.arange(x.shape[1], dtype=wide)
+    packed.numpy().partition(x.shape[1] - k, axis=1)
+    largest = packed[:, -k:]
+    return (largest >> bits).to(x.dtype), (largest & (2**bits - 1)).long()
 
 
 def batch_topk_threshold(pre_acts: Tensor, k: int) -> Tensor:
     """The (k * batch)-th largest of all entries of (batch, n), at least the smallest positive number. ()"""
-    batch, n = pre_acts.shape
-    candidates = pre_acts if n <= 4 * k else topk(pre_acts.detach(), 4 * k)[0]
-    threshold = candidates.flatten().topk(k * batch, sorted=False).values.min()
-    if candidates is not pre_acts and (candidates.amin(1) > threshold).any():  # a row may hold more than 4 k of them
-        threshold = pre_acts.flatten().topk(k * batch, sorted=False).values.min()
-    return threshold.clamp(min=torch.finfo(pre_acts.dtype).tiny)
+    return _largest_of_batch(lambda m: topk(pre_acts.detach(), m), k, pre_acts.shape[1])[2]
 
 
-class Transposed:
-    """The pairs (token, latent) of `indices` (batch, k), sorted by latent, for sums over each latent's tokens."""
-
-    def __init__(self, indices: Tensor, n_latents: int):
-        latents, self.order = indices.flatten().to(torch.int32).sort()
-        self.tokens = self.order // indices.shape[1]
-        bounds = torch.arange(n_latents, device=indices.device, dtype=torch.int32)
-        self.starts = torch.searchsorted(latents, bounds)
-
-    def sum(self, values: Tensor, rows: Tensor) -> Tensor:
-        """sum over each latent's tokens of value * row: (batch, k), (batch, d) -> (n_latents, d), in fp32."""
-        weights = values.flatten()[self.order].float()
-        return F.embedding_bag(self.tokens, rows.float(), self.starts, mode="sum", per_sample_weights=weights)
+def _largest_of_batch(topk_of: Callable[[int], tuple[Tensor, Tensor]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and indices (batch, m) that hold the k * batch largest of a batch, and the least of those. `topk_of(m)`
+    gives the m largest of each row."""
+    m = min(n, 4 * k)
+    while True:
+        values, indices = topk_of(m)
+        threshold = values.flatten().topk(k * len(values), sorted=False).values.min()
+        if m == n or not (values.amin(1) > threshold).any():
+            return values, indices, threshold.clamp(min=torch.finfo(values.dtype).tiny)
+        m = min(n, 4 * m)  # some row may hold more than it was asked for
 
 
-def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> tuple[Tensor, Tensor, Transposed]:
-    """TopK code of x (batch, d): values >= 0 and latent indices, both (batch, k), and the pairs sorted by latent."""
-    return _EncodeTopK.apply(x, W_enc, b_enc, b_dec, k)
+@dataclass
+class Code:
+    """Which latents are on, for which tokens and how much: m pairs (token, latent), token after token."""
+
+    values: Tensor  # (m,) float32, at least zero; carries the gradient
+    latents: Tensor  # (m,) int32
+    tokens: Tensor  # (m,) int32
+    starts: Tensor  # (batch,) int32: where the pairs of each token begin
+    n_latents: int
+
+    def fired(self) -> Tensor:
+        """(n_latents,) bool: on for any token."""
+        return self.values.new_zeros(self.n_latents).index_add_(0, self.latents, self.values.detach()) > 0
+
+    def sums(self, values: Tensor, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """sum over each latent's tokens of value * row: (m,), (batch, d) -> (last - first, d), for those latents."""
+        order, tokens, starts = self._by_latent
+        last = self.n_latents if last is None else last
+        whole = (first, last) == (0, self.n_latents)
+        begin, end = (0, len(order)) if whole else starts[[first, last]].tolist()
+        weights = values[order[begin:end]]
+        offsets = starts[first:last] - begin
+        return F.embedding_bag(tokens[begin:end], rows, offsets, mode="sum", per_sample_weights=weights)
+
+    @functools.cached_property
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs sorted by latent: order (m,), tokens (m,), and where each latent's begin (n_latents + 1,)."""
+        latents, order = self.latents.sort()
+        bounds = torch.arange(self.n_latents + 1, device=latents.device, dtype=latents.dtype)
+        return order, self.tokens[order], torch.searchsorted(latents, bounds, out_int32=True)
 
 
-def decode_sparse(values: Tensor, indices: Tensor, pairs: Transposed, W_dec: Tensor) -> Tensor:
-    """sum_j values_j W_dec[indices_j]: (batch, k) twice -> (batch, d)."""
-    return _DecodeSparse.apply(values, indices, pairs, W_dec)
+def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, among: Tensor | None = None) -> Code:
+    """TopK code of x (batch, d_model). `among` (m,), ascending: only these latents take part. No gradient for x."""
+    centred, everyone = (x - b_dec).detach(), among is None
+    with torch.no_grad():
+        values, latents = _largest(centred, *((W_enc, b_enc) if everyone else (W_enc[among], b_enc[among])), k)
+        latents = (latents if everyone else among[latents]).flatten().int()
+    tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
+    code = Code(values.flatten(), latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
+    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
+    return code
 
 
-class _EncodeTopK(torch.autograd.Function):
+def encode_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> Code:
+    """BatchTopK code of x (batch, d_model): the k * batch largest of the batch, above zero. No gradient for x."""
+    centred = (x - b_dec).detach()
+    with torch.no_grad():
+        values, latents, threshold = _largest_of_batch(lambda m: _largest(centred, W_enc, b_enc, m), k, len(W_enc))
+        tokens, place = (values >= threshold).nonzero(as_tuple=True)
+        starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device), out_int32=True)
+    code = Code(values[tokens, place], latents[tokens, place].int(), tokens.int(), starts, len(W_enc))
+    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
+    return code
+
+
+def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
+    """sum_j values_j W_dec[latents_j] for each token: (batch, d_model) in float32."""
+    return _Decode.apply(code.values, code, W_dec)
+
+
+def _largest(centred: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
+    dtype = compute_dtype(centred)
+    blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK[W.device.type])
+    weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
+    weights[:, :-BIAS].copy_(W)
+    weights[:, -BIAS:].zero_()[:, 0].copy_(b)
+    pre_acts = _scratch("pre_acts", (len(blocks[0]), len(W)), dtype, W.device)
+    parts = [topk(torch.mm(x, weights.T, out=pre_acts[: len(x)]), k) for x in blocks]
+    values, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values.float(), indices
+
+
+def _scratch(purpose: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A buffer that is kept: large fresh ones cost more in page faults than the work done in them."""
+    return _buffer(purpose, threading.get_ident(), shape, dtype, device)
+
+
+@functools.lru_cache(maxsize=4)
+def _buffer(purpose: str, thread: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+class _ValuesGradient(torch.autograd.Function):
+    """Passes the values on; backward takes their gradient to the encoder and the biases."""
+
     @staticmethod
-    def forward(ctx, x, W_enc, b_enc, b_dec, k):
-        dtype = compute_dtype(x)
-        centred = x - b_dec
-        pre_acts = F.linear(centred.to(dtype), W_enc.to(dtype), b_enc.to(dtype))
-        values, indices = topk(pre_acts, k)
-        values = values.relu().float()
-        pairs = Transposed(indices, len(W_enc))
-        ctx.mark_non_differentiable(indices)
-        ctx.save_for_backward(centred, W_enc, values)
-        ctx.pairs = pairs
-        return values, indices, pairs
-
-    @staticmethod
-    def backward(ctx, grad_values, _indices, _pairs):
-        centred, W_enc, values = ctx.saved_tensors
-        grad_values = grad_values * (values > 0)
-        grad_W = ctx.pairs.sum(grad_values, centred)
-        grad_b = ctx.pairs.sum(grad_values, torch.ones_like(centred[:, :1])).squeeze(1)
-        return None, grad_W, grad_b, -(grad_b @ W_enc), None
-
-
-class _DecodeSparse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, values, indices, pairs, W_dec):
-        ctx.save_for_backward(values, indices, W_dec)
-        ctx.pairs = pairs
-        return F.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
+    def forward(ctx, values, code, centred, W_enc, b_enc, b_dec):
+        ctx.save_for_backward(values, centred, W_enc, b_enc)
+        ctx.code = code
+        return values.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        values, indices, W_dec = ctx.saved_tensors
-        dtype = compute_dtype(grad)
-        grad_values = (grad.to(dtype) @ W_dec.to(dtype).T).gather(1, indices).float()
-        return grad_values, None, None, ctx.pairs.sum(values, grad)
+        values, centred, W_enc, b_enc = ctx.saved_tensors
+        grad = grad * (values > 0)
+        grad_b = torch.zeros_like(b_enc).index_add_(0, ctx.code.latents, grad)
+        return None, None, None, _row_gradient(W_enc, ctx.code, grad, centred), grad_b, -(grad_b @ W_enc)
+
+
+class _Decode(torch.autograd.Function):
+    """The reconstruction; backward gives the gradient of the values, in fp32, and takes it to the decoder."""
+
+    @staticmethod
+    def forward(ctx, values, code, W_dec):
+        ctx.save_for_backward(values, W_dec)
+        ctx.code, dtype = code, compute_dtype(W_dec)
+        rows = _scratch("rows", W_dec.shape, dtype, W_dec.device).copy_(W_dec)
+        return F.embedding_bag(code.latents, rows, code.starts, mode="sum", per_sample_weights=values.to(dtype)).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, W_dec = ctx.saved_tensors
+        code = ctx.code
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # grad . W_dec[latent], for each pair
+            grad, W_dec, code.latents, code.starts, code.tokens, 0
+        )
+        return dots, None, _row_gradient(W_dec, code, values, grad)
+
+
+def _row_gradient(weight: Tensor, code: Code, values: Tensor, rows: Tensor) -> Tensor | None:
+    """Gradient of `weight` (n_latents, d), or a note of how to get it where the weight has a list for such notes."""
+    if hasattr(weight, "pending"):
+        return weight.pending.append((code, values, rows))
+    return code.sums(values, rows)

@@ -1,12 +1,12 @@
 """Training a sparse autoencoder, step by step in verbs.
 
-    loss = |x - x_hat|^2 / variance of x + sparsity * price + AuxK
+    loss = |x - x_hat|^2 / variance of x + sparsity * price + what the remedy against dead latents adds
 
-The variance is one number, taken once at the start, so the loss starts near 1 whatever the scale of x.
-AuxK (Gao et al. 2024, A.2) lets dead latents rebuild what the others missed:
-    e = x - x_hat, without gradient         e_hat = W_dec TopK_{k_aux}(pre_acts of dead latents), without bias
-    AuxK = |e - e_hat|^2 / variance of e
-A latent is dead when it was silent for `dead_after` tokens. Time is counted in tokens throughout.
+The variance is one number, taken once at the start, so the loss starts near 1 whatever the scale of x. A latent is dead
+when it was silent for `dead_after` tokens. Time is counted in tokens throughout.
+
+A checkpoint holds all that changes from batch to batch. Training that was killed and started again skips the batches
+that it had read, and ends with the weights, bit for bit, that it would have had.
 """
 
 import collections
@@ -14,15 +14,19 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers import kernels
 from helpers.autoencoders import BatchTopK, Gated, SparseAutoencoder, TopK
+from helpers.checkpoints import load_state, save_state
+from helpers.dead_latents import AuxK, Remedy
+from helpers.updates import Adam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +37,12 @@ class TrainConfig:
     lr: float = 1e-3
     sparsity: float = 0.0  # price of a latent: ReLU, Gated, JumpReLU
     sparsity_warmup: float = 0.1  # the price rises over this fraction, so that latents live before they pay
-    auxk: float = 1 / 32  # weight of AuxK; 0 switches it off
-    k_aux: int | None = None  # dead latents that AuxK uses per token; d_model / 2 by default
+    remedy: Remedy = AuxK()  # against dead latents; Remedy() does nothing
     dead_after: float = 0.05  # silent for this fraction of the run
     decay: float = 0.2  # the last part of the run lowers the learning rate to zero; the paper's is 0
     ema: float = 0.0  # average of weights kept for use; the paper's is 0.999, over far more updates
     unit_norm: bool = True  # decoder rows stay on the unit sphere
+    encoder_scale: float = 1.0  # of the encoder's start, times the rule of A.1
 
     @property
     def dead_tokens(self) -> int:
@@ -52,6 +56,13 @@ class TrainConfig:
     def sparsity_at(self, tokens: int) -> float:
         """Price of a latent after `tokens`: a straight line up, then constant."""
         return self.sparsity * (min(1.0, tokens / (self.sparsity_warmup * self.tokens)) if self.sparsity_warmup else 1)
+
+    def described(self) -> dict:
+        """The settings in JSON's types."""
+        remedy = {"name": type(self.remedy).__name__} | dataclasses.asdict(self.remedy)
+        return dataclasses.asdict(self) | {
+            "remedy": {k: list(v) if isinstance(v, tuple) else v for k, v in remedy.items()}
+        }
 
 
 class Trained(NamedTuple):
@@ -81,76 +92,147 @@ class Step(NamedTuple):
 
 
 def train(
-    sae: SparseAutoencoder, batches: Iterable[Tensor], config: TrainConfig, progress: str | None = None
+    sae: SparseAutoencoder,
+    batches: Iterable[Tensor],
+    config: TrainConfig,
+    progress: str | None = None,
+    checkpoint: Path | None = None,
+    save_every_minutes: float = 1.0,
 ) -> Trained:
     """Train `sae` in place on batches (batch, d_model) until `config.tokens` were read.
 
-    `progress` names the progress bar; None hides it. Raises ValueError for batches that are empty, not finite, too
-    few, or of another width than the autoencoder.
+    `progress` names the progress bar; None hides it. `checkpoint` is a file to go on from if it is there, written now
+    and then and removed by no one. Raises ValueError for batches that are empty, not finite, too few, or of another
+    width than the autoencoder, and for the checkpoint of another training.
     """
-    started = time.monotonic()
     first, batches = _look_at_first(sae, batches)
-    sae.train().start_from(first)
-    variance = (first - first.mean(0)).square().sum(-1).mean()
-    optimizer, average = _adam(sae, config), _Average(sae, config.ema)
-    silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=first.device)
-    tokens, curve, recent = 0, [], collections.deque(maxlen=8)
-    with tqdm(total=config.tokens, desc=progress, unit="tok", unit_scale=True, disable=progress is None) as bar:
+    training = Training(sae, config, first)
+    done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
+    saved, recent, read = time.monotonic(), collections.deque(maxlen=8), 0
+    with tqdm(
+        total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, disable=progress is None
+    ) as bar:
         for x in batches:
-            step = forward(sae, x, variance, silent >= config.dead_tokens, config, config.sparsity_at(tokens))
-            step.loss.backward()
-            _update(sae, optimizer, config, config.lr_at(tokens))
-            average.add(sae)
-            silent = torch.where(step.fired, 0, silent + len(x))
-            tokens += len(x)
+            read += len(x)
             recent.append(x)
-            bar.update(len(x))
-            if not curve or tokens - curve[-1]["tokens"] >= config.tokens / 50 or tokens >= config.tokens:
-                curve.append(_row(tokens, step, silent >= config.dead_tokens))
-                bar.set_postfix(nmse=f"{curve[-1]['nmse']:.3f}", dead=f"{curve[-1]['dead']:.0%}")
-            if tokens >= config.tokens:
+            if read > done:
+                training.step(x)
+                bar.update(len(x))
+                bar.set_postfix({name: f"{training.curve[-1][name]:.3f}" for name in ("nmse", "dead")}, refresh=False)
+                if checkpoint and (time.monotonic() - saved >= 60 * save_every_minutes or read >= config.tokens):
+                    training.save(checkpoint)
+                    saved = time.monotonic()
+            if read >= config.tokens:
                 break
-    if tokens < config.tokens:
-        raise ValueError(f"the batches ended after {tokens:,} of {config.tokens:,} tokens; harvest more, or train less")
-    minutes = (time.monotonic() - started) / 60
-    average.into(sae, config).eval()
-    if isinstance(sae.activation, BatchTopK):
-        sae.activation.calibrate(sae.pre_acts(x) for x in recent)
-    return Trained(sae, _record(sae, config, tokens, minutes, curve))
+    if read < config.tokens:
+        raise ValueError(f"the batches ended after {read:,} of {config.tokens:,} tokens; harvest more, or train less")
+    return training.finished(recent)
+
+
+class Training:
+    """One training under way: all that changes from batch to batch. `first` (batch, d_model) is what it starts from."""
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
+        self.sae, self.config = sae, config
+        sae.train().start_from(first, config.encoder_scale)
+        self.variance = (first - first.mean(0)).square().sum(-1).mean()
+        self.optimizer = Adam(sae, config.unit_norm)
+        self.average = [torch.zeros_like(p) for p in sae.parameters()] if config.ema else []
+        self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=first.device)  # tokens since it fired
+        self.tokens, self.minutes, self.curve = 0, 0.0, []
+
+    @property
+    def dead(self) -> Tensor:
+        """(n_latents,) bool."""
+        return self.silent >= self.config.dead_tokens
+
+    def step(self, x: Tensor) -> None:
+        """Forward, backward, update, and the books, for a batch (batch, d_model)."""
+        started, config, dead = time.monotonic(), self.config, self.dead
+        step = forward(self.sae, x, self.variance, dead, config, config.sparsity_at(self.tokens))
+        step.loss.backward()
+        self.optimizer.step(config.lr_at(self.tokens))
+        self._average()
+        self.silent = torch.where(step.fired, 0, self.silent + len(x))
+        progress = (self.tokens / config.tokens, (self.tokens + len(x)) / config.tokens)
+        if config.remedy.renew(self.sae, self.optimizer, x, self.dead, progress):
+            self.silent[self.dead] = 0
+        self.tokens += len(x)
+        self.minutes += (time.monotonic() - started) / 60
+        if not self.curve or self.tokens - self.curve[-1]["tokens"] >= config.tokens / 50 or progress[1] >= 1:
+            self.curve.append(_row(self.tokens, step, self.dead))
+
+    def finished(self, recent: Iterable[Tensor]) -> Trained:
+        """The autoencoder as it is to be used. `recent`: the last batches, for a threshold."""
+        sae, config = self.sae, self.config
+        with torch.no_grad():
+            for parameter, mean in zip(sae.parameters(), self.average, strict=False):
+                parameter.copy_(mean / (1 - config.ema**self.optimizer.n_steps))
+        if config.ema and config.unit_norm:
+            sae.normalise_decoder()  # a mean of unit vectors is a little shorter than one
+        self.optimizer.release()
+        sae.eval()
+        if isinstance(sae.activation, BatchTopK):
+            sae.activation.calibrate(sae.pre_acts(x) for x in recent)
+        return Trained(sae, self._identity() | {"tokens": self.tokens, "minutes": self.minutes, "curve": self.curve})
+
+    def save(self, path: Path) -> None:
+        """Write all of it aside, and rename."""
+        counts = {
+            "tokens": self.tokens,
+            "n_steps": self.optimizer.n_steps,
+            "minutes": self.minutes,
+            "curve": self.curve,
+        }
+        save_state(path, self._tensors(), identity=self._identity(), **counts)
+
+    def resume(self, path: Path) -> int:
+        """Go on from a checkpoint; returns the tokens read. Raises ValueError for one that is broken or another's."""
+        tensors, meta = load_state(path)
+        if meta.get("identity") != self._identity():
+            raise ValueError(f"{path} is of another training; move it away, or train with its settings")
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(tensors[name])
+        self.tokens, self.minutes, self.curve = meta["tokens"], meta["minutes"], meta["curve"]
+        self.optimizer.n_steps = meta["n_steps"]
+        return self.tokens
+
+    def _tensors(self) -> dict[str, Tensor]:
+        average = {f"average.{i}": mean for i, mean in enumerate(self.average)}
+        weights = {f"model.{name}": p for name, p in self.sae.named_parameters()}
+        return weights | self.optimizer.tensors() | average | {"silent": self.silent, "variance": self.variance}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Running mean of the weights, bias-corrected at the end as Adam's moments are (A.5)."""
+        if self.average:
+            torch._foreach_lerp_(self.average, list(self.sae.parameters()), 1 - self.config.ema)
+
+    def _identity(self) -> dict:
+        sae = self.sae
+        sizes = {"d_model": sae.d_model, "n_latents": sae.n_latents, "k": getattr(sae.activation, "k", None)}
+        return {"architecture": type(sae.activation).__name__, **sizes, "config": self.config.described()}
 
 
 def forward(
     sae: SparseAutoencoder, x: Tensor, variance: Tensor, dead: Tensor, config: TrainConfig, sparsity: float
 ) -> Step:
     """Reconstruct x (batch, d_model) and say what it costs. `dead`: (n_latents,) bool; `sparsity`: price now."""
-    reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK) else _reconstruct_densely
+    reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK | BatchTopK) else _reconstruct_densely
     made = reconstruct(sae, x)
-    error = x - made.x_hat
-    nmse = error.square().sum(-1).mean() / variance
+    nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
     loss = nmse + sparsity * made.price + made.gate_error / variance
-    if config.auxk and dead.any():
-        loss = loss + config.auxk * auxk_loss(sae, x, error, dead, config.k_aux or sae.d_model // 2)
+    if dead.any():
+        loss = loss + config.remedy.loss(sae, x, made.x_hat, dead)
     return Step(loss, nmse.detach(), made.l0, made.fired)
 
 
-def auxk_loss(sae: SparseAutoencoder, x: Tensor, error: Tensor, dead: Tensor, k_aux: int) -> Tensor:
-    """How badly the dead latents rebuild `error` (batch, d_model), over its variance. Live rows get no gradient."""
-    error = error.detach()
-    rows = dead.nonzero().squeeze(1)
-    k = min(k_aux, len(rows))
-    values, indices, pairs = kernels.encode_topk(x, sae.W_enc[rows], sae.b_enc[rows], sae.b_dec, k)
-    rebuilt = kernels.decode_sparse(values, indices, pairs, sae.W_dec[rows])
-    variance = (error - error.mean(0)).square().sum(-1).mean()
-    return (error - rebuilt).square().sum(-1).mean() / variance.clamp(min=torch.finfo(variance.dtype).tiny)
-
-
 def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
-    values, indices, pairs = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k)
-    x_hat = kernels.decode_sparse(values, indices, pairs, sae.W_dec) + sae.b_dec
-    on = values > 0
-    fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=x.device)
-    fired[indices[on]] = True
-    return Reconstruction(x_hat, on.sum() / len(x), fired)
+    encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
+    code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k)
+    x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
+    return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired())
 
 
 def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
@@ -179,60 +261,6 @@ def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[T
     return first, itertools.chain([first], batches)
 
 
-def _adam(sae: SparseAutoencoder, config: TrainConfig) -> torch.optim.Optimizer:
-    # eps: gradients are means over a batch and tiny; a usual eps would tie the step to the loss's scale (paper, A)
-    own = list(sae.activation.parameters())
-    linear = [p for p in sae.parameters() if all(p is not q for q in own)]
-    groups = [{"params": linear, "factor": 1.0}, {"params": own, "factor": getattr(sae.activation, "lr_factor", 1.0)}]
-    return torch.optim.Adam(groups[: 1 + bool(own)], lr=config.lr, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
-
-
-def _update(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, config: TrainConfig, lr: float) -> None:
-    if config.unit_norm:
-        sae.project_decoder_gradient()
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
-    optimizer.step()
-    optimizer.zero_grad()
-    if config.unit_norm:
-        sae.normalise_decoder()
-
-
-class _Average:
-    """Running mean of the weights, bias-corrected as Adam's moments are (A.5)."""
-
-    def __init__(self, sae: nn.Module, ema: float):
-        self.ema, self.n = ema, 0
-        self.mean = [torch.zeros_like(p) for p in sae.parameters()] if ema else []
-
-    @torch.no_grad()
-    def add(self, sae: nn.Module) -> None:
-        self.n += 1
-        if self.ema:
-            torch._foreach_lerp_(self.mean, list(sae.parameters()), 1 - self.ema)
-
-    @torch.no_grad()
-    def into(self, sae: SparseAutoencoder, config: TrainConfig) -> SparseAutoencoder:
-        for parameter, mean in zip(sae.parameters(), self.mean, strict=False):
-            parameter.copy_(mean / (1 - self.ema**self.n))
-        if config.unit_norm:
-            sae.normalise_decoder()  # a mean of unit vectors is a little shorter than one
-        return sae
-
-
 def _row(tokens: int, step: Step, dead: Tensor) -> dict:
     numbers = {"loss": step.loss, "nmse": step.nmse, "l0": step.l0, "dead": dead.float().mean()}
     return {"tokens": tokens} | {name: value.item() for name, value in numbers.items()}
-
-
-def _record(sae: SparseAutoencoder, config: TrainConfig, tokens: int, minutes: float, curve: list[dict]) -> dict:
-    return {
-        "architecture": type(sae.activation).__name__,
-        "d_model": sae.d_model,
-        "n_latents": sae.n_latents,
-        "k": getattr(sae.activation, "k", None),
-        "config": dataclasses.asdict(config),
-        "tokens": tokens,
-        "minutes": minutes,
-        "curve": curve,
-    }

@@ -137,13 +137,6 @@ def test_geometric_median_beats_every_small_step_away():
     assert all(distance(median) <= distance(median + 0.01 * torch.randn(3)) for _ in range(50))
 
 
-def test_projected_gradient_is_orthogonal_to_the_rows():
-    sae = SparseAutoencoder(6, 10, ReLU())
-    sae.W_dec.grad = torch.randn(10, 6)
-    sae.project_decoder_gradient()
-    assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-6
-
-
 @pytest.mark.parametrize("make, sentence", [
     (lambda: SparseAutoencoder(4, 8, TopK(9)), "k = 9 is more than the 8 latents"),
     (lambda: SparseAutoencoder(4, 8, BatchTopK(9)), "k = 9 is more than the 8 latents"),
@@ -161,5 +154,6 @@ def test_topk_module_and_training_kernel_agree():
     x = torch.randn(20, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "compute_dtype", lambda t: t.dtype)
-        values, indices, pairs = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, 3)
-    torch.testing.assert_close(torch.zeros(20, 32).scatter(1, indices, values), sae.encode(x))
+        code = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, 3)
+    dense = torch.zeros(20, 32).index_put((code.tokens.long(), code.latents.long()), code.values)
+    torch.testing.assert_close(dense, sae.encode(x))

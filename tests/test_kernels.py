@@ -22,18 +22,35 @@ def scores(draw):
 
 def test_topk_by_hand():
     x = torch.zeros(1, 48)
-    x[0, [3, 19, 40]] = torch.tensor([5.0, 4.0, 7.0])  # 3 and 19 share a group of the first stage
+    x[0, [3, 19, 40]] = torch.tensor([5.0, 4.0, 7.0])  # 3, 15, 27 and 39 share a group of the first stage
     values, indices = kernels.topk(x, 1)
     assert values.tolist() == [[7.0]] and indices.tolist() == [[40]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @given(scores())
-def test_topk_finds_the_k_largest(case):
-    x, k = case
+def test_topk_finds_the_k_largest_above_zero(dtype, case):
+    x, k = case[0].to(dtype), case[1]
     values, indices = kernels.topk(x, k)
-    assert torch.equal(values.sort(descending=True).values, x.sort(descending=True).values[:, :k])
-    assert torch.equal(x.gather(1, indices), values)
+    assert torch.equal(values.sort(descending=True).values, x.relu().sort(descending=True).values[:, :k])
+    assert torch.equal(x.gather(1, indices).relu(), values)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+@given(scores())
+def test_vectorised_selection_equals_torch(dtype, case):
+    x, k = (1000 * case[0]).to(dtype), case[1]
+    values, indices = kernels._select(x, k)
+    assert torch.equal(values.sort(descending=True).values, x.topk(k).values)
+    assert torch.equal(x.gather(1, indices), values)
+
+
+def test_more_columns_than_sixteen_bits_can_count():
+    x = torch.zeros(1, 70_001, dtype=torch.bfloat16)
+    x[0, [5, 65_541, 70_000]] = torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)
+    values, indices = kernels.topk(x, 3)
+    assert dict(zip(indices[0].tolist(), values[0].tolist(), strict=True)) == {5: 1.0, 65_541: 2.0, 70_000: 3.0}
 
 
 @given(scores())
@@ -51,38 +68,82 @@ def test_batch_threshold_when_one_token_takes_nearly_all():
     assert kernels.batch_topk_threshold(x, k) == x.flatten().sort(descending=True).values[k * 8 - 1]
 
 
-def dense_twin(x, W_enc, b_enc, b_dec, W_dec, k):
+def dense_twin(x, W_enc, b_enc, b_dec, W_dec, k, of_batch):
     """The same autoencoder with dense codes and autograd only."""
     pre_acts = F.linear(x - b_dec, W_enc, b_enc)
-    kept = torch.zeros_like(pre_acts).scatter(1, pre_acts.topk(k).indices, 1.0)
-    return (pre_acts.relu() * kept) @ W_dec + b_dec
+    least = pre_acts.flatten().topk(k * len(x)).values[-1] if of_batch else pre_acts.topk(k).values[:, -1:]
+    return (pre_acts.relu() * (pre_acts >= least)) @ W_dec + b_dec
 
 
+@pytest.mark.parametrize("of_batch", [False, True])
 @given(
     st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 5, 16, 64, 112]), st.integers(1, 112), st.integers(0, 99)
 )
-def test_sparse_step_equals_dense_autograd(batch, d, n, k, seed):
+def test_sparse_step_equals_dense_autograd(of_batch, batch, d, n, k, seed):
     k = min(k, n)
     random = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(*s, generator=random, dtype=torch.float64) for s in [(n, d), (n,), (d,), (n, d)]]
-    x = torch.randn(batch, d, generator=random, dtype=torch.float64)
+    weights = [torch.randn(*s, generator=random) for s in [(n, d), (n,), (d,), (n, d)]]
+    x = torch.randn(batch, d, generator=random)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "compute_dtype", lambda t: t.dtype)
-        ours, twin = ([w.clone().float().requires_grad_() for w in weights] for _ in range(2))
-        values, indices, pairs = kernels.encode_topk(x.float(), *ours[:3], k)
-        x_hat = kernels.decode_sparse(values, indices, pairs, ours[3]) + ours[2]
-        expected = dense_twin(x.float(), *twin, k)
+        patch.setitem(kernels.BLOCK, "cpu", 4)  # several blocks of tokens
+        ours, twin = ([w.clone().requires_grad_() for w in weights] for _ in range(2))
+        code = (kernels.encode_batch_topk if of_batch else kernels.encode_topk)(x, *ours[:3], k)
+        x_hat = kernels.decode_sparse(code, ours[3]) + ours[2]
+        expected = dense_twin(x, *twin, k, of_batch)
         torch.testing.assert_close(x_hat, expected, rtol=1e-4, atol=1e-4)
-        (x_hat - x.float()).square().sum().backward()
-        (expected - x.float()).square().sum().backward()
+        (x_hat - x).square().sum().backward()
+        (expected - x).square().sum().backward()
         for a, b in zip(ours, twin, strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_transposed_sums_by_hand():
-    pairs = kernels.Transposed(torch.tensor([[0, 2], [2, 3]]), n_latents=4)
-    values, rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0], [100.0]])
-    assert pairs.sum(values, rows).tolist() == [[10.0], [0.0], [2 * 10.0 + 3 * 100.0], [400.0]]
+@given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 40))
+def test_a_code_among_some_latents_is_that_of_a_smaller_autoencoder(seed, k, m):
+    random = torch.Generator().manual_seed(seed)
+    W_enc, W_dec = torch.randn(2, 40, 6, generator=random).unbind()
+    b_enc, b_dec, x = torch.randn(40, generator=random), torch.randn(6, generator=random), torch.randn(5, 6)
+    some = torch.randperm(40, generator=random)[:m].sort().values
+    k = min(k, m)
+    whole = [w.clone().requires_grad_() for w in (W_enc, b_enc, b_dec, W_dec)]
+    part = [w.clone().requires_grad_() for w in (W_enc[some], b_enc[some], b_dec, W_dec[some])]
+    for (*encoder, decoder), among in ((whole, some), (part, None)):
+        kernels.decode_sparse(kernels.encode_topk(x, *encoder, k, among=among), decoder).square().sum().backward()
+    for a, b in zip(whole, part, strict=True):
+        torch.testing.assert_close(a.grad[some] if len(a) == 40 else a.grad, b.grad)
+    assert (whole[3].grad[[i for i in range(40) if i not in some]] == 0).all()
+
+
+def a_code(latents, values, k, n_latents):
+    tokens = torch.arange(len(latents) // k, dtype=torch.int32)
+    latents = torch.tensor(latents, dtype=torch.int32)
+    return kernels.Code(torch.tensor(values), latents, tokens.repeat_interleave(k), k * tokens, n_latents)
+
+
+def test_sums_over_the_tokens_of_a_latent_by_hand():
+    code = a_code([0, 2, 2, 3], [1.0, 2.0, 3.0, 4.0], k=2, n_latents=4)
+    rows = torch.tensor([[10.0], [100.0]])
+    assert code.sums(code.values, rows).tolist() == [[10.0], [0.0], [2 * 10.0 + 3 * 100.0], [400.0]]
+    assert code.sums(code.values, rows, first=1, last=3).tolist() == [[0.0], [320.0]]
+
+
+def test_fired_by_hand():
+    code = a_code([0, 2, 2, 3], [1.0, 0.0, 3.0, 0.0], k=2, n_latents=5)
+    assert code.fired().tolist() == [True, False, True, False, False]
+
+
+def test_gradients_wait_in_a_list_if_there_is_one():
+    W_enc, W_dec = (torch.nn.Parameter(torch.randn(8, 3)) for _ in range(2))
+    biases, x = (torch.zeros(8), torch.zeros(3)), torch.randn(4, 3)
+    kernels.decode_sparse(kernels.encode_topk(x, W_enc, *biases, 2), W_dec).sum().backward()
+    expected = W_enc.grad, W_dec.grad
+    W_enc.grad = W_dec.grad = None
+    W_enc.pending, W_dec.pending = [], []
+    kernels.decode_sparse(kernels.encode_topk(x, W_enc, *biases, 2), W_dec).sum().backward()
+    assert W_enc.grad is None and W_dec.grad is None
+    for weight, gradient in zip((W_enc, W_dec), expected, strict=True):
+        [(code, values, rows)] = weight.pending
+        torch.testing.assert_close(code.sums(values, rows), gradient)
 
 
 def test_bf16_products_are_used_only_where_they_are_fast(monkeypatch):

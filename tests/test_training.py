@@ -1,14 +1,21 @@
 """The training step: what is dead, what AuxK may touch, what stays on the unit sphere, what is averaged."""
 
 import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 from helpers import training
 from helpers.autoencoders import BatchTopK, Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
+from helpers.checkpoints import load_state
+from helpers.dead_latents import Remedy, Resample
 from helpers.metrics import evaluate
-from helpers.training import TrainConfig, auxk_loss, train
+from helpers.training import TrainConfig, train
 
 D, N = 12, 48
 
@@ -47,7 +54,7 @@ def test_every_architecture_learns_and_keeps_unit_norm(name):
     assert quality.nmse < 0.25 and quality.l0 < 12
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N), atol=1e-5, rtol=0)
     assert record["tokens"] == config.tokens and record["curve"][-1]["nmse"] < record["curve"][0]["nmse"]
-    assert record["config"] == dataclasses.asdict(config) and record["architecture"] == name
+    assert record["config"] == json.loads(json.dumps(config.described())) and record["architecture"] == name
 
 
 def test_batchtopk_l0_by_threshold_is_k():
@@ -55,24 +62,37 @@ def test_batchtopk_l0_by_threshold_is_k():
     assert evaluate(sae, sparse_data(4096, seed=1)).l0 == pytest.approx(3, rel=0.05)
 
 
+def watch(monkeypatch, seen):
+    """Append seen(sae) after each update."""
+    found, plain = [], training.Adam.step
+
+    def watched(optimizer, lr):
+        plain(optimizer, lr)
+        found.append(seen(optimizer.sae).detach().clone())
+
+    monkeypatch.setattr(training.Adam, "step", watched)
+    return found
+
+
 def test_norms_are_one_after_every_step(monkeypatch):
-    norms, plain = [], training._update
-
-    def watched(sae, *arguments):
-        plain(sae, *arguments)
-        norms.append(sae.W_dec.norm(dim=1).detach().clone())
-
-    monkeypatch.setattr(training, "_update", watched)
+    norms = watch(monkeypatch, lambda sae: sae.W_dec.norm(dim=1))
     train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG)
     assert len(norms) == CONFIG.tokens // 256
     torch.testing.assert_close(torch.stack(norms), torch.ones(len(norms), N), atol=1e-5, rtol=0)
 
 
-def test_unit_norm_can_be_switched_off(monkeypatch):
+def test_unit_norm_can_be_switched_off():
     config = dataclasses.replace(CONFIG, unit_norm=False)
-    monkeypatch.setattr(SparseAutoencoder, "project_decoder_gradient", None)  # lengths are free: nothing to project out
     sae = train(SparseAutoencoder(D, N, TopK(3)), batches(), config).sae
     assert (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3
+
+
+def test_encoder_scale_sets_the_start():
+    x = batches()[0]
+    one, four = (SparseAutoencoder(D, N, TopK(3)) for _ in range(2))
+    one.start_from(x)
+    training.Training(four, dataclasses.replace(CONFIG, encoder_scale=4.0), x)
+    torch.testing.assert_close(four.W_enc, 4 * one.W_enc)
 
 
 def test_dead_means_silent_for_exactly_the_window(monkeypatch):
@@ -93,64 +113,8 @@ def test_dead_means_silent_for_exactly_the_window(monkeypatch):
     assert not any(row[0] for row in seen)
 
 
-def aux_case(b_dec=0.0):
-    torch.manual_seed(0)
-    sae = SparseAutoencoder(D, N, TopK(3))
-    with torch.no_grad():
-        sae.b_dec.fill_(b_dec)
-    x = sparse_data(64)
-    dead = torch.zeros(N, dtype=torch.bool)
-    dead[5:20] = True
-    return sae, x, dead
-
-
-def test_auxk_reaches_dead_rows_only():
-    sae, x, dead = aux_case()
-    error = x - sae(x)  # carries a graph: the residual must be detached inside
-    auxk_loss(sae, x, error, dead, k_aux=4).backward()
-    for weight in (sae.W_dec, sae.W_enc):
-        assert (weight.grad[~dead] == 0).all() and (weight.grad[dead] != 0).any()
-
-
-@pytest.mark.parametrize("b_dec", [0.0, 2.5])
-def test_auxk_has_no_bias(b_dec):
-    """Dead latents that equal the residual give zero loss, whatever b_dec is."""
-    sae, _, _ = aux_case(b_dec)
-    dead = torch.zeros(N, dtype=torch.bool)
-    dead[7] = True
-    amount = torch.linspace(1, 3, 16)[:, None]
-    with torch.no_grad():
-        sae.W_enc[7] = sae.W_dec[7]
-    x = sae.b_dec.detach() + amount * sae.W_dec[7].detach()
-    assert auxk_loss(sae, x, amount * sae.W_dec[7].detach(), dead, k_aux=4).item() < 1e-4
-
-
-def test_auxk_with_fewer_dead_latents_than_k_aux_and_a_perfect_reconstruction():
-    sae, x, _ = aux_case()
-    dead = torch.zeros(N, dtype=torch.bool)
-    dead[3] = True
-    assert auxk_loss(sae, x, x - sae(x), dead, k_aux=30).isfinite()
-    assert auxk_loss(sae, x, torch.zeros_like(x), dead, k_aux=30).isfinite()
-
-
-def test_auxk_is_zero_when_nothing_is_dead_and_when_switched_off():
-    sae, x, dead = aux_case()
-    variance = x.var(0).sum()
-    config = TrainConfig(tokens=1)
-    nothing = training.forward(sae, x, variance, torch.zeros_like(dead), config, 0.0)
-    off = training.forward(sae, x, variance, dead, dataclasses.replace(config, auxk=0.0), 0.0)
-    on = training.forward(sae, x, variance, dead, config, 0.0)
-    assert nothing.loss == off.loss == nothing.nmse and on.loss > on.nmse
-
-
 def test_ema_is_the_bias_corrected_mean_of_the_weights(monkeypatch):
-    history, plain = [], training._update
-
-    def watched(sae, *arguments):
-        plain(sae, *arguments)
-        history.append(sae.b_enc.detach().clone())
-
-    monkeypatch.setattr(training, "_update", watched)
+    history = watch(monkeypatch, lambda sae: sae.b_enc)
     config = TrainConfig(tokens=1024, ema=0.5)
     sae = train(SparseAutoencoder(D, N, ReLU()), sparse_data(1024).split(256), config).sae
     weights = torch.tensor([0.5**i for i in reversed(range(len(history)))])
@@ -175,6 +139,90 @@ def test_schedules_by_hand():
     assert [config.lr_at(t) for t in (0, 500, 750, 1000)] == [2.0, 2.0, 1.0, 0.0]
     assert [config.sparsity_at(t) for t in (0, 50, 100, 900)] == [0.0, 2.0, 4.0, 4.0]
     assert TrainConfig(tokens=1000, lr=2.0, decay=0).lr_at(1000) == 2.0
+
+
+def test_remedy_is_paid_while_latents_are_dead():
+    sae, x = SparseAutoencoder(D, N, TopK(3)), sparse_data(64)
+    dead, variance, config = torch.zeros(N, dtype=torch.bool), x.var(0).sum(), TrainConfig(tokens=1)
+    some = dead.clone().index_fill(0, torch.arange(9), True)
+    nothing = training.forward(sae, x, variance, dead, config, 0.0)
+    off = training.forward(sae, x, variance, some, dataclasses.replace(config, remedy=Remedy()), 0.0)
+    on = training.forward(sae, x, variance, some, config, 0.0)
+    assert nothing.loss == off.loss == nothing.nmse and on.loss > on.nmse
+
+
+RESUMABLE = {
+    "TopK, EMA": (lambda: TopK(3), dataclasses.replace(CONFIG, ema=0.9, dead_after=0.02)),
+    "BatchTopK": (lambda: BatchTopK(3), dataclasses.replace(CONFIG, remedy=Resample())),
+    "JumpReLU": (lambda: JumpReLU(N, 0.2, 0.2), dataclasses.replace(CONFIG, sparsity=0.03)),
+}
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_training_that_was_interrupted_ends_with_the_same_weights(name, tmp_path):
+    activation, config = RESUMABLE[name]
+    whole = train(SparseAutoencoder(D, N, activation()), batches(config), config)
+
+    def power_cut():
+        for i, x in enumerate(batches(config)):
+            if i == 70:
+                raise KeyboardInterrupt
+            yield x
+
+    options = {"checkpoint": tmp_path / "t.safetensors", "save_every_minutes": 0}
+    with pytest.raises(KeyboardInterrupt):
+        train(SparseAutoencoder(D, N, activation()), power_cut(), config, **options)
+    resumed = train(SparseAutoencoder(D, N, activation()), batches(config), config, **options)
+    for (key, a), b in zip(whole.sae.state_dict().items(), resumed.sae.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert [row["nmse"] for row in whole.record["curve"]] == [row["nmse"] for row in resumed.record["curve"]]
+
+
+KILLED = """
+import sys, pathlib, torch
+sys.path[:0] = sys.argv[2:]
+from test_training import CONFIG, D, N, SparseAutoencoder, TopK, batches, train
+train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=pathlib.Path(sys.argv[1]), save_every_minutes=0)
+"""
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.05, 0.2])
+def test_a_training_that_was_killed_ends_with_the_same_weights(patience, tmp_path):
+    """kill -9 some time after the first checkpoint, while others are being written."""
+    path = tmp_path / "t.safetensors"
+    places = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), *places])
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(patience)
+    process.kill()
+    process.wait()
+    assert 0 < load_state(path)[1]["tokens"]
+    resumed = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path).sae
+    whole = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG).sae
+    assert torch.equal(resumed.W_dec, whole.W_dec) and torch.equal(resumed.W_enc, whole.W_enc)
+
+
+def test_a_finished_checkpoint_trains_no_more(tmp_path, monkeypatch):
+    path = tmp_path / "t.safetensors"
+    first = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path)
+    monkeypatch.setattr(training.Training, "step", None)
+    again = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path)
+    assert torch.equal(first.sae.W_dec, again.sae.W_dec) and first.record == again.record
+
+
+def test_checkpoints_of_another_training_and_cut_short_are_refused(tmp_path):
+    path = tmp_path / "t.safetensors"
+    train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path)
+    for sae, config in [
+        (SparseAutoencoder(D, N, TopK(4)), CONFIG),
+        (SparseAutoencoder(D, N, TopK(3)), dataclasses.replace(CONFIG, remedy=Remedy())),
+    ]:
+        with pytest.raises(ValueError, match="t.safetensors is of another training"):
+            train(sae, batches(), config, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="t.safetensors is not a whole checkpoint"):
+        train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path)
 
 
 def test_same_seed_same_weights():
