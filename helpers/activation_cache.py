@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,3 +66,17 @@ class ActivationCache:
             return json.loads(self._json.read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+
+class ModelElsewhere(NamedTuple):
+    """In a subject's place where there is only the cache of its activations."""
+
+    d_model: int
+    device: torch.device
+    path: Path  # of the cache
+
+    def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(
+            f"{self.path} cannot be used here, where no model is to harvest it again: run again, and let all machines "
+            "that take part share the folder SUITE_CACHE"
+        )

@@ -9,20 +9,23 @@ harvested, shuffled as a whole and drained before the next is harvested. The ord
 alone, so that a stream can be taken up anywhere at the price of one block.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from helpers.activation_cache import ActivationCache
-from helpers.subjects import Subject
+from helpers.activation_cache import ActivationCache, ModelElsewhere
+
+if TYPE_CHECKING:
+    from helpers.subjects import Subject  # takes seconds to import, which workers without a model can save
 
 DROPS = {"first": 1, "none": 0}  # positions left out of each row: the first one has a huge norm
 NORMALISATIONS = ("unit", "none")
@@ -79,7 +82,7 @@ class Harvest:
         return self.context - DROPS[self.drop]
 
 
-def harvest_rows(subject: Subject, rows: torch.Tensor, harvest: Harvest) -> torch.Tensor:
+def harvest_rows(subject: "Subject", rows: torch.Tensor, harvest: Harvest) -> torch.Tensor:
     """Activations of token rows in one forward pass, (B, context) -> (B * kept, d_model) in float32.
 
     Raises ValueError if any is NaN or infinite.
@@ -104,7 +107,7 @@ class ActivationStream:
 
     def __init__(
         self,
-        subject: Subject,
+        subject: "Subject",
         tokens: torch.Tensor | np.ndarray,
         harvest: Harvest | None = None,
         batch_size: int = 4096,
@@ -120,17 +123,21 @@ class ActivationStream:
         self._held, self._order = _One(), _One()  # the block in memory, and the order in which it is given out
         self._cache = self._open_cache() if cache else None
 
-    def batches(self, n_tokens: int | None = None, start: dict | None = None) -> Iterator[torch.Tensor]:
+    def batches(
+        self, n_tokens: int | None = None, batch_size: int | None = None, start: dict | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield (batch_size, d_model) until `n_tokens` activations have come, by default those of one epoch.
 
         Each epoch holds every activation once, in an order of its own. Only the very last batch can be shorter.
         From `start`, a `state()`, on, the batches are those of an uninterrupted run; `n_tokens` counts the whole run.
+        Another `batch_size` than the stream's cuts the same activations otherwise.
         """
-        self.position = self._position(start)
+        size = self._checked(self.batch_size if batch_size is None else batch_size)
+        position = self.position = self._position(start)
         end = self.n_activations if n_tokens is None else n_tokens
-        while self.position < end:
-            batch = self._read(self.position, min(self.batch_size, end - self.position))
-            self.position += len(batch)
+        while position < end:
+            batch = self._read(position, min(size, end - position))
+            position = self.position = position + len(batch)  # not the shared one: another `batches` may be under way
             yield batch
 
     def take(self, n: int) -> torch.Tensor:
@@ -139,10 +146,31 @@ class ActivationStream:
 
     def state(self) -> dict:
         """Where the latest `batches` is, for its `start`: JSON's types."""
-        return {"position": self.position, "stream": self._fingerprint}
+        return {"position": self.position, "stream": self.fingerprint}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the activations and their order depend on."""
+        order = {"seed": self.seed, "rows_per_block": self.rows_per_block}
+        return hashlib.sha256(json.dumps(self._depends_on | order).encode()).hexdigest()
+
+    def reader(self) -> "ActivationStream":
+        """The same stream without model and text, for other processes: it only reads the cache, and pickles.
+
+        Harvests now if that was not done. Raises ValueError for a stream without a cache.
+        """
+        if not self._cache:
+            raise ValueError("other processes read activations from disk: make the ActivationStream with cache=True")
+        if not self._cache.ready():
+            self._fill_cache()
+        reader = copy.copy(self)
+        reader.subject = ModelElsewhere(self.subject.d_model, self.subject.device, self._cache.path)
+        reader.rows = self.rows.new_empty(len(self.rows), 0)
+        reader._held, reader._order = _One(), _One()
+        return reader
 
     def _position(self, start: dict | None) -> int:
-        if start is not None and start["stream"] != self._fingerprint:
+        if start is not None and start["stream"] != self.fingerprint:
             raise ValueError(
                 "the state to go on from is another stream's: give this one the same subject, tokens, harvest, seed "
                 "and memory limit, or start anew"
@@ -173,7 +201,7 @@ class ActivationStream:
     def _activations(self, rows: torch.Tensor) -> torch.Tensor:
         """Activations of some rows (r,), row after row: (r * kept, d_model)."""
         if self._cache and not self._cache.ready():
-            self._cache.write(self._harvested(torch.arange(len(self.rows))))
+            self._fill_cache()
         pieces = self._cache.read(rows, self.harvest.rows) if self._cache else self._harvested(rows)
         shape = (len(rows) * self.harvest.kept, self.subject.d_model)
         filled = torch.empty(shape, dtype=self.harvest.dtype, device=self.subject.device)
@@ -181,10 +209,20 @@ class ActivationStream:
             place.copy_(piece)
         return filled
 
+    def _fill_cache(self) -> None:
+        self._cache.write(self._harvested(torch.arange(len(self.rows))))
+
     def _harvested(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
         parts, size = rows.split(self.harvest.rows), self.harvest.rows * self.harvest.context
         bar = tqdm(parts, "harvest", unit=" tokens", unit_scale=size, delay=2, mininterval=1, leave=False)
         return (harvest_rows(self.subject, self.rows[some], self.harvest) for some in bar)
+
+    def _checked(self, batch_size: int) -> int:
+        if not 1 <= batch_size <= self.n_activations:
+            raise ValueError(
+                f"a batch of {batch_size} is not within an epoch of {self.n_activations}: choose another size"
+            )
+        return batch_size
 
     def _rows_per_block(self, memory_limit_gb: float) -> int:
         if self.n_activations < self.batch_size:
@@ -215,31 +253,26 @@ class ActivationStream:
             "normalisation": self.harvest.normalisation,
         }
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        order = {"seed": self.seed, "rows_per_block": self.rows_per_block}
-        return hashlib.sha256(json.dumps(self._depends_on | order).encode()).hexdigest()
-
     def _open_cache(self) -> ActivationCache:
         dtype = torch.float16 if self.harvest.normalisation == "unit" else torch.bfloat16  # raw ones can overflow
         return ActivationCache(self._depends_on, (len(self.rows), self.harvest.kept, self.subject.d_model), dtype)
 
 
 class _One:
-    """Remembers one value, and lets go of it before it makes the next."""
+    """Remembers one value, and lets go of it before it makes the next. Threads may share it."""
 
     def __init__(self):
-        self.key = self.value = None
+        self.held = None
 
     def get(self, key: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        if key != self.key:
-            self.key = self.value = None
-            self.value = make()
-            self.key = key
-        return self.value
+        held = self.held  # read once: another thread may change it
+        if held is None or key != held[0]:
+            self.held = held = None
+            self.held = held = (key, make())
+        return held[1]
 
 
-def _rows(tokens: torch.Tensor | np.ndarray, context: int, subject: Subject) -> torch.Tensor:
+def _rows(tokens: torch.Tensor | np.ndarray, context: int, subject: "Subject") -> torch.Tensor:
     """(n,) -> (n // context, context), a view."""
     tokens = torch.as_tensor(tokens)
     if tokens.ndim != 1 or tokens.is_floating_point():

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,24 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_left(cache_folder, monkey
         stream().take(1)
     assert caught.value.errno == errno.ENOSPC
     assert files(cache_folder) == []
+
+
+def test_a_reader_pickles_without_model_and_text_and_gives_the_same():
+    found = stream(tokens=torch.arange(32_000))
+    found.subject.weights = torch.ones(10**6)
+    found.take(1)  # a block is in memory
+    sent = pickle.dumps(found.reader())
+    assert len(sent) < 10_000 and found.subject.rows_read == 4_000
+    received = pickle.loads(sent)
+    assert torch.equal(torch.cat(list(received.batches(30_000))), torch.cat(list(found.batches(30_000))))
+    assert received.fingerprint == found.fingerprint == stream(tokens=torch.arange(32_000)).fingerprint
+    assert found.subject.rows_read == 4_000
+
+
+def test_a_reader_needs_a_cache_and_says_so_when_it_is_gone(cache_folder):
+    with pytest.raises(ValueError, match="make the ActivationStream with cache=True"):
+        stream(cache=False).reader()
+    reader = stream().reader()
+    next(cache_folder.glob("*.bin")).unlink()
+    with pytest.raises(RuntimeError, match=r"\.bin cannot be used here, where no model is .* SUITE_CACHE"):
+        next(reader.batches())

@@ -240,6 +240,37 @@ def test_the_batch_size_may_change_on_the_way():
     assert torch.equal(rest, stream().take(280)[32:])
 
 
+# --- several readers of one stream
+
+
+@given(batch_size=st.integers(1, 280), rows_in_memory=st.sampled_from([40, 12]))
+def test_another_batch_size_cuts_the_same_activations(batch_size, rows_in_memory):
+    found = stream(memory_limit_gb=limit(rows_in_memory))
+    batches = list(found.batches(500, batch_size))
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert torch.equal(torch.cat(batches), found.take(500))
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 281])
+def test_a_batch_that_is_no_part_of_an_epoch_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch of {batch_size} is not within an epoch of 280"):
+        next(stream().batches(batch_size=batch_size))
+
+
+def test_two_readings_do_not_disturb_each_other():
+    found = stream(memory_limit_gb=limit(12))
+    slow, expected = found.batches(), list(stream(memory_limit_gb=limit(12)).batches())
+    read = [next(slow)]
+    assert all(torch.equal(a, b) for a, b in zip(found.batches(), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip([*read, *slow], expected, strict=True))
+
+
+def test_the_fingerprint_tells_streams_of_other_activations_or_order_apart():
+    harvest = Harvest(context=8, normalisation="none", rows=3, drop="none")
+    others = [stream(seed=1), stream(41), stream(harvest=harvest), stream(memory_limit_gb=limit(12))]
+    assert len({found.fingerprint for found in [stream(), stream(), *others]}) == 5
+
+
 # --- memory
 
 
