@@ -69,7 +69,9 @@ class Trained(NamedTuple):
     """What `train` returns."""
 
     sae: SparseAutoencoder  # in eval mode, with averaged weights if config.ema
-    record: dict  # config, architecture, tokens, minutes, curve: [{tokens, loss, nmse, l0, dead}]
+    record: (
+        dict  # config, architecture, tokens, minutes, curve: [{tokens, loss, nmse, l0, dead}], means since the last row
+    )
 
 
 class Reconstruction(NamedTuple):
@@ -140,6 +142,9 @@ class Training:
         self.average = [torch.zeros_like(p) for p in sae.parameters()] if config.ema else []
         self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=first.device)  # tokens since it fired
         self.tokens, self.minutes, self.curve = 0, 0.0, []
+        self.recent = torch.zeros(
+            4, device=first.device
+        )  # sums of loss, nmse, l0 and 1 since the last row of the curve
 
     @property
     def dead(self) -> Tensor:
@@ -159,8 +164,9 @@ class Training:
             self.silent[self.dead] = 0
         self.tokens += len(x)
         self.minutes += (time.monotonic() - started) / 60
+        self.recent += torch.stack([step.loss.detach(), step.nmse, step.l0, torch.ones_like(step.nmse)])
         if not self.curve or self.tokens - self.curve[-1]["tokens"] >= config.tokens / 50 or progress[1] >= 1:
-            self.curve.append(_row(self.tokens, step, self.dead))
+            self.curve.append(self._row())
 
     def finished(self, recent: Iterable[Tensor]) -> Trained:
         """The autoencoder as it is to be used. `recent`: the last batches, for a threshold."""
@@ -201,13 +207,25 @@ class Training:
     def _tensors(self) -> dict[str, Tensor]:
         average = {f"average.{i}": mean for i, mean in enumerate(self.average)}
         weights = {f"model.{name}": p for name, p in self.sae.named_parameters()}
-        return weights | self.optimizer.tensors() | average | {"silent": self.silent, "variance": self.variance}
+        return (
+            weights
+            | self.optimizer.tensors()
+            | average
+            | {"silent": self.silent, "variance": self.variance, "recent": self.recent}
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
         """Running mean of the weights, bias-corrected at the end as Adam's moments are (A.5)."""
         if self.average:
             torch._foreach_lerp_(self.average, list(self.sae.parameters()), 1 - self.config.ema)
+
+    def _row(self) -> dict:
+        """Means since the last row, and what is dead now."""
+        loss, nmse, l0, n = self.recent.tolist()
+        self.recent.zero_()
+        dead = self.dead.float().mean().item()
+        return {"tokens": self.tokens, "loss": loss / n, "nmse": nmse / n, "l0": l0 / n, "dead": dead}
 
     def _identity(self) -> dict:
         sae = self.sae
@@ -259,8 +277,3 @@ def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[T
     if not first.isfinite().all():
         raise ValueError("the first batch has NaN or infinite activations; check the subject and its dtype")
     return first, itertools.chain([first], batches)
-
-
-def _row(tokens: int, step: Step, dead: Tensor) -> dict:
-    numbers = {"loss": step.loss, "nmse": step.nmse, "l0": step.l0, "dead": dead.float().mean()}
-    return {"tokens": tokens} | {name: value.item() for name, value in numbers.items()}

@@ -141,6 +141,16 @@ def test_schedules_by_hand():
     assert TrainConfig(tokens=1000, lr=2.0, decay=0).lr_at(1000) == 2.0
 
 
+def test_a_row_of_the_curve_is_the_mean_since_the_row_before(monkeypatch):
+    seen, plain = [], training.forward
+    monkeypatch.setattr(training, "forward", lambda *a: (seen.append(plain(*a)), seen[-1])[1])
+    curve = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG).record["curve"]
+    first, second = (row["tokens"] // 256 for row in curve[1:3])
+    for key in ("loss", "nmse", "l0"):
+        values = [getattr(step, key).item() for step in seen[first:second]]
+        assert curve[2][key] == pytest.approx(sum(values) / len(values), rel=1e-5) and second - first > 1
+
+
 def test_remedy_is_paid_while_latents_are_dead():
     sae, x = SparseAutoencoder(D, N, TopK(3)), sparse_data(64)
     dead, variance, config = torch.zeros(N, dtype=torch.bool), x.var(0).sum(), TrainConfig(tokens=1)
