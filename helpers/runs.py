@@ -25,7 +25,7 @@ import scipy.stats
 import torch
 
 from helpers.claims import Claim, describe, judge, load_claims
-from helpers.files import ROOT, results_dir, write_atomic
+from helpers.files import RESULTS, ROOT, results_dir, write_atomic
 
 SCALES = ("smoke", "laptop", "paper")
 SUBJECTS = ("embedded", "hub")
@@ -88,6 +88,18 @@ class Run:
         self.save()
         print(describe(row | {"claim": claim}))
         return verdict
+
+    def keep(self, **values: Any) -> Path:
+        """File what a long run measured, with where it comes from, for later runs to read with `kept`."""
+        minutes = {"minutes": round((time.monotonic() - self._start) / 60, 2)}
+        content = {"notebook": self.notebook, "subject": self.subject, "seed": self.seed} | self._provenance | minutes
+        path = results_dir() / f"{self.subject}-reference" / f"{self.notebook}.json"
+        return write_atomic(path, json.dumps(content | {"values": plain(values)}, allow_nan=False, default=str))
+
+    def kept(self) -> dict | None:
+        """What `keep` filed and the repository stores: provenance and "values"; None if there is nothing."""
+        path = RESULTS / f"{self.subject}-reference" / f"{self.notebook}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def save(self) -> Path:
         """Write the results file in one step; call it as often as you like."""

@@ -180,3 +180,16 @@ def test_plain_leaves_plain_values_alone(value):
 def test_plain_turns_arrays_into_json():
     nest = {1: torch.ones(2, dtype=torch.bfloat16), "x": [np.float64("inf"), np.arange(2)], "b": np.bool_(True)}
     assert json.loads(json.dumps(plain(nest))) == {"1": [1.0, 1.0], "x": [None, [0, 1]], "b": True}
+
+
+def test_what_a_long_run_keeps_is_read_by_later_runs(tmp_path, monkeypatch):
+    run = Run("04", scale="laptop", subject="embedded", seed=3)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "stored")
+    assert run.kept() is None
+    path = run.keep(sweep={"nmse": [0.5, math.nan]})
+    assert path.parent.name == "embedded-reference" and run.kept() is None  # until somebody stores it
+    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
+    kept = Run("04", scale="smoke", subject="embedded").kept()
+    assert kept["values"] == {"sweep": {"nmse": [0.5, None]}}
+    assert kept["seed"] == 3 and kept["commit"] and kept["hardware"] and kept["minutes"] >= 0
+    assert Run("05", scale="smoke", subject="embedded").kept() is None
