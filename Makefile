@@ -7,13 +7,16 @@ ONLY    ?=
 SET     ?=
 PYTHON  ?= python3
 
+PEERS_IN ?=
+
 VENV   := .venv/bin/python
+PEERS  := .venv-bench
 READY  := .venv/.ready
 HALF   := .venv/.half-done
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
 RUN    := $(VENV) -m helpers.notebooks run
 
-.PHONY: help setup notebooks lab test lint reference
+.PHONY: help setup notebooks lab test lint reference bench
 
 help: ## list what can be done
 	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"train=True\""
@@ -38,6 +41,20 @@ reference: $(READY) ## run at laptop scale, then store outputs, results and the 
 	@$(VENV) -m helpers.notebooks store $(CHOICE)
 	@$(VENV) -m helpers.claims --readme
 	@$(VENV) -m helpers.gallery
+
+bench: $(READY) $(PEERS)/.ready ## memory, quality and speed of a training step, beside other libraries (PEERS_IN=bf16)
+	@$(VENV) -m pytest tests/benchmarks/test_memory.py tests/benchmarks/test_quality.py -q
+	@PEERS=$(PEERS_IN) $(PEERS)/bin/python -m pytest tests/benchmarks/test_training_step.py --confcutdir tests/benchmarks -q \
+		--benchmark-columns=min --benchmark-json=out/benchmark.json
+
+# They need other versions than the suite, so they have an environment of their own. Their torchvision breaks a CPU torch.
+$(PEERS)/.ready: tests/benchmarks/requirements.txt
+	@echo "Setting up $(PEERS) with the other libraries; this takes some minutes, once."
+	@rm -rf $(PEERS) && $(PYTHON) -m venv $(PEERS) && mkdir -p out
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	@$(PEERS)/bin/pip uninstall --quiet --yes torchvision
+	@touch $@
 
 # A set-up that was interrupted leaves .venv/.half-done and is started afresh.
 $(READY): requirements.txt pyproject.toml

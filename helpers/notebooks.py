@@ -91,6 +91,9 @@ def store_all(paths: list[Path], out: Path, results: Path) -> None:
         store(copy, path)
         if measured[path]:
             write_atomic(results / folder_of(REFERENCE) / measured[path].name, measured[path].read_bytes())
+    for kept in results_dir().glob("*-reference/*.json"):  # of long runs
+        if kept.stem in map(number_of, copies):
+            write_atomic(results / kept.parent.name / kept.name, kept.read_bytes())
 
 
 def _fresh_results(path: Path, executed: nbformat.NotebookNode) -> Path | None:

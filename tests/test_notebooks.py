@@ -9,6 +9,7 @@ import pytest
 
 from helpers import notebooks
 from helpers.claims import load_claims
+from helpers.files import write_atomic
 from helpers.notebook_execution import execute
 from helpers.notebook_lint import lint
 from helpers.notebook_report import describe, name_of, number_of
@@ -114,6 +115,14 @@ def test_a_reference_run_is_stored_with_its_results(reference, suite, results_fo
     assert [problem for problem in notebooks.problems(paths) if "older" in problem] == [
         "notebooks/90_runs.ipynb: its outputs are older than its source."
     ]
+
+
+def test_what_a_long_run_kept_is_stored_with_its_notebook(reference, suite, results_folder):
+    paths, data = reference
+    for number in ("02", "01"):
+        write_atomic(results_folder / "embedded-reference" / f"{number}.json", number)
+    notebooks.store_all(paths, suite, data)
+    assert [path.read_text() for path in data.glob("embedded-reference/*")] == ["02"]  # 01 is not among the paths
 
 
 def test_nothing_is_stored_if_a_part_of_it_is_older(reference, suite, results_folder):
