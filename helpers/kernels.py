@@ -18,6 +18,7 @@ All sums over tokens are in fp32, and so is everything but the product that rank
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ INTEGER = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
+
+
+_buffers: dict[tuple, Tensor] = {}
 
 
 @functools.cache
@@ -179,13 +183,11 @@ def _largest(centred: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Ten
 
 
 def _scratch(purpose: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A buffer that is kept: large fresh ones cost more in page faults than the work done in them."""
-    return _buffer(purpose, threading.get_ident(), shape, dtype, device)
-
-
-@functools.lru_cache(maxsize=4)
-def _buffer(purpose: str, thread: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
+    """A buffer that is kept, as large as the largest so far: fresh ones cost more in page faults than their work."""
+    key, size = (purpose, threading.get_ident(), dtype, device), math.prod(shape)
+    if key not in _buffers or len(_buffers[key]) < size:
+        _buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return _buffers[key][:size].view(shape)
 
 
 class _ValuesGradient(torch.autograd.Function):

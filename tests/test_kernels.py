@@ -1,5 +1,7 @@
 """Each fast piece of kernels.py beside its slow twin, forward and backward, over random shapes."""
 
+import concurrent.futures
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,3 +155,20 @@ def test_bf16_products_are_used_only_where_they_are_fast(monkeypatch):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     monkeypatch.setattr(kernels, "has_fast_bf16", lambda device: True)
     assert kernels.compute_dtype(torch.zeros(1)) == torch.bfloat16
+
+
+def test_buffers_are_used_again_and_grow(monkeypatch):
+    monkeypatch.setattr(kernels, "_buffers", {})
+    kind = (torch.float32, torch.device("cpu"))
+    first = kernels._scratch("weights", (4, 6), *kind)
+    assert first.shape == (4, 6) and kernels._scratch("weights", (3, 2), *kind).data_ptr() == first.data_ptr()
+    assert kernels._scratch("pre_acts", (4, 6), *kind).data_ptr() != first.data_ptr()
+    assert kernels._scratch("weights", (5, 6), *kind).shape == (5, 6)
+
+
+def test_threads_do_not_share_buffers():
+    def address():
+        return kernels._scratch("weights", (4, 6), torch.float32, torch.device("cpu")).data_ptr()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        assert other.submit(address).result() != address()
