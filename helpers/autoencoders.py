@@ -79,8 +79,8 @@ class TopK(nn.Module):
         self.k = _at_least_one(k)
 
     def forward(self, pre_acts: Tensor) -> Tensor:
-        values, indices = kernels.topk(pre_acts, self.k)
-        return torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
+        indices = kernels.topk(pre_acts.detach(), self.k)[1]
+        return torch.zeros_like(pre_acts).scatter(-1, indices, pre_acts.gather(-1, indices).relu())
 
 
 class BatchTopK(nn.Module):

@@ -62,7 +62,8 @@ def fast_products(device: torch.device) -> contextlib.AbstractContextManager:
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row of relu(x) (batch, n), in no order: values and indices (batch, k).
 
-    Where fewer than k entries are above zero, the rest of the values is zero and their indices mean nothing.
+    Where fewer than k entries are above zero, the rest of the values is zero and their indices mean nothing. The
+    values carry no gradient.
     """
     values, indices = _topk_of_integers(x.contiguous().view(INTEGER[x.dtype]), k)
     return values.view(x.dtype).relu(), indices

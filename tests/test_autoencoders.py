@@ -157,3 +157,15 @@ def test_topk_module_and_training_kernel_agree():
         code = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, 3)
     dense = torch.zeros(20, 32).index_put((code.tokens.long(), code.latents.long()), code.values)
     torch.testing.assert_close(dense, sae.encode(x))
+
+
+@pytest.mark.parametrize("activation", [ReLU(), TopK(3), BatchTopK(3)])
+def test_gradient_reaches_every_weight_outside_training_too(activation):
+    torch.manual_seed(0)
+    sae, x = SparseAutoencoder(8, 32, activation), torch.randn(20, 8)
+    (sae(x) - x).square().sum().backward()
+    code = activation(sae.pre_acts(x)).detach()
+    gradient = torch.autograd.grad((code @ sae.W_dec + sae.b_dec - x).square().sum(), sae.W_dec)[0]
+    torch.testing.assert_close(sae.W_dec.grad, gradient)
+    error = 2 * (sae(x) - x).detach() @ sae.W_dec.detach().T * (code > 0)
+    torch.testing.assert_close(sae.W_enc.grad, error.T @ (x - sae.b_dec.detach()))
