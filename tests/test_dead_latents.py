@@ -173,3 +173,12 @@ def test_impossible_switches_are_refused():
         AuxK(normalise_by="outputs")
     with pytest.raises(ValueError, match="a share of the tokens above 0 and at most 1, not 0"):
         AuxK(share=0)
+
+
+def test_inputs_are_drawn_by_their_squared_loss(monkeypatch):
+    sae, x, dead = case()
+    weights, draw = [], torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda w, *a, **k: (weights.append(w), draw(w, *a, **k))[1])
+    loss = (x - sae(x)).detach().square().sum(1)
+    Resample().renew(sae, Adam(sae), x, dead, (0.12, 0.13))
+    torch.testing.assert_close(weights[0], loss**2)

@@ -249,3 +249,17 @@ def test_same_seed_same_weights():
 def test_unusable_batches_are_refused(x, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(SparseAutoencoder(D, N, TopK(3)), x, CONFIG)
+
+
+def test_a_trained_autoencoder_has_plain_gradients_again():
+    sae = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG).sae
+    sae(sparse_data(8)).sum().backward()
+    assert not hasattr(sae.W_dec, "pending") and not hasattr(sae.W_enc, "pending") and sae.W_dec.grad.any()
+
+
+def test_latents_that_start_anew_are_not_dead(monkeypatch):
+    monkeypatch.setattr(Resample, "renew", lambda *arguments: True)
+    config = dataclasses.replace(CONFIG, remedy=Resample(), dead_after=1e-6)
+    run = training.Training(SparseAutoencoder(D, N, TopK(3)), config, batches()[0])
+    run.step(batches()[0])
+    assert not run.dead.any()
