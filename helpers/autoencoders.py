@@ -6,6 +6,7 @@
     Gated      z = 1[a > 0] max(0, e^r a + b)              price sum max(0, a)     Rajamanoharan et al. 2024a
     JumpReLU   z = a 1[a > theta]                          price sum 1[a > theta]  Rajamanoharan et al. 2024b
     TopK       the k largest a of each token, above zero   no price                Gao et al. 2024, section 2.3
+    MultiTopK  TopK, trained at 4 k as well                no price                the same, section 5.3
     BatchTopK  the k * batch largest a of a batch          no price                Bussmann et al. 2024
 
 A latent is one row of W_enc (what it looks for) and one row of W_dec (what it adds back), both (n_latents, d_model).
@@ -81,6 +82,13 @@ class TopK(nn.Module):
     def forward(self, pre_acts: Tensor) -> Tensor:
         indices = kernels.topk(pre_acts.detach(), self.k)[1]
         return torch.zeros_like(pre_acts).scatter(-1, indices, pre_acts.gather(-1, indices).relu())
+
+
+class MultiTopK(TopK):
+    """TopK whose training loss is L(k) + L(4 k) / 8, so that its code goes on improving beyond k."""
+
+    wider = 4  # times k
+    weight = 1 / 8
 
 
 class BatchTopK(nn.Module):

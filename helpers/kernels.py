@@ -123,6 +123,16 @@ class Code:
         """(n_latents,) bool: on for any token."""
         return self.values.new_zeros(self.n_latents).index_add_(0, self.latents, self.values.detach()) > 0
 
+    def largest(self, k: int) -> "Code":
+        """The k largest of each token; all tokens must have the same number of pairs. Gradients go on to this code."""
+        values, latents = (each.view(len(self.starts), -1) for each in (self.values, self.latents))
+        place = values.detach().topk(k, sorted=False).indices
+        starts = self.starts[: len(values)] // values.shape[1] * k
+        tokens = torch.arange(len(values), dtype=torch.int32, device=values.device).repeat_interleave(k)
+        return Code(
+            values.gather(1, place).flatten(), latents.gather(1, place).flatten(), tokens, starts, self.n_latents
+        )
+
     def sums(self, values: Tensor, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """sum over each latent's tokens of value * row: (m,), (batch, d) -> (last - first, d), for those latents."""
         order, tokens, starts = self._by_latent

@@ -30,7 +30,7 @@ METHODS = {
     "JumpReLU": Look("#009E73", "triangle-down", "dot", "x"),
     "TopK": Look("#D55E00", "circle", "solid", ""),
     "BatchTopK": Look("#E69F00", "square", "5px,2px", "\\"),
-    "Multi-TopK": Look("#CC79A7", "star", "8px,3px,2px,3px", "."),
+    "MultiTopK": Look("#CC79A7", "star", "8px,3px,2px,3px", "."),
     "AuxK": Look("#000000", "x", "12px,3px,3px,3px", "+"),
     "none": Look("#5F5F5F", "circle-open", "solid", "-"),
     "paper": Look("#8C8C8C", "line-ew-open", "dash", "|"),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.autoencoders import BatchTopK, Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
+from helpers.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dead_latents import AuxK, Remedy
 from helpers.metrics import at_matched_l0
 from helpers.sweep_store import Finished, StoredCell, measure
@@ -34,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents an
     "Gated": lambda n, sparsity: Gated(n),
     "JumpReLU": lambda n, sparsity: JumpReLU(n),
     "TopK": lambda n, k: TopK(int(k)),
+    "MultiTopK": lambda n, k: MultiTopK(int(k)),
     "BatchTopK": lambda n, k: BatchTopK(int(k)),
 }
 Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens, batch_size): the same each time
@@ -41,7 +42,7 @@ Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens,
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One autoencoder of a sweep. `sparsity` is k for TopK and BatchTopK, the price of a latent for the others."""
+    """One autoencoder of a sweep. `sparsity` is k for the TopK family, the price of a latent for the others."""
 
     method: str
     n_latents: int
@@ -67,7 +68,7 @@ class Cell:
 
     def config(self, tokens: int) -> TrainConfig:
         """How it is trained, for `tokens` if the cell has no number of its own."""
-        price = 0.0 if self.method in ("TopK", "BatchTopK") else float(self.sparsity)
+        price = 0.0 if self.method.endswith("TopK") else float(self.sparsity)
         names = ("unit_norm", "encoder_scale", "remedy", "ema", "decay", "dead_after")
         same = {name: getattr(self, name) for name in names}
         return TrainConfig(int(self.tokens or tokens), lr=float(self.lr), sparsity=price, **same)

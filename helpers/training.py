@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers import kernels
-from helpers.autoencoders import BatchTopK, Gated, SparseAutoencoder, TopK
+from helpers.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK
 from helpers.checkpoints import load_state, save_state
 from helpers.dead_latents import AuxK, Remedy
 from helpers.updates import Adam
@@ -81,7 +81,9 @@ class Reconstruction(NamedTuple):
     l0: Tensor  # (): latents on per token, of the whole batch or of its first tokens
     fired: Tensor  # (n_latents,) bool: on for any token of the batch
     price: Tensor | float = 0.0  # (): what sparsity costs, before its weight
-    gate_error: Tensor | float = 0.0  # (): squared error of Gated's gate
+    other_error: Tensor | float = (
+        0.0  # (): squared error of a second reconstruction: Gated's gate, MultiTopK's wider code
+    )
 
 
 class Step(NamedTuple):
@@ -240,7 +242,7 @@ def forward(
     reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK | BatchTopK) else _reconstruct_densely
     made = reconstruct(sae, x)
     nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
-    loss = nmse + sparsity * made.price + made.gate_error / variance
+    loss = nmse + sparsity * made.price + made.other_error / variance
     if dead.any():
         loss = loss + config.remedy.loss(sae, x, made.x_hat, dead)
     return Step(loss, nmse.detach(), made.l0, made.fired)
@@ -248,9 +250,15 @@ def forward(
 
 def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
-    code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k)
+    k, other_error = sae.activation.k, 0.0
+    if isinstance(sae.activation, MultiTopK):
+        wide = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, min(sae.n_latents, sae.activation.wider * k))
+        code, by_wide = wide.largest(k), kernels.decode_sparse(wide, sae.W_dec) + sae.b_dec
+        other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
+    else:
+        code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, k)
     x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
-    return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired())
+    return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired(), other_error=other_error)
 
 
 def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
@@ -258,13 +266,13 @@ def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
         pre_acts = sae.pre_acts(x)
         latents = sae.activation(pre_acts)
         x_hat = F.linear(latents, sae.W_dec.T) + sae.b_dec
-        gate_error = 0.0
+        other_error = 0.0
         if isinstance(sae.activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
             by_gate = F.linear(pre_acts.relu(), sae.W_dec.T.detach()) + sae.b_dec.detach()
-            gate_error = (x - by_gate).square().sum(-1).mean()
+            other_error = (x - by_gate).square().sum(-1).mean()
     price = sae.activation.price(pre_acts, latents).float().mean() if hasattr(sae.activation, "price") else 0.0
     some = latents[:256]  # enough for a progress bar
-    return Reconstruction(x_hat.float(), (some > 0).sum() / len(some), latents.amax(0) > 0, price, gate_error)
+    return Reconstruction(x_hat.float(), (some > 0).sum() / len(some), latents.amax(0) > 0, price, other_error)
 
 
 def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:

@@ -134,6 +134,17 @@ def test_fired_by_hand():
     assert code.fired().tolist() == [True, False, True, False, False]
 
 
+def test_largest_of_each_token_by_hand():
+    code = a_code([4, 1, 3, 0, 2, 4], [1.0, 5.0, 2.0, 9.0, 0.0, 3.0], k=3, n_latents=5)
+    code.values.requires_grad_()
+    two = code.largest(2)
+    pairs = [set(zip(two.latents[i : i + 2].tolist(), two.values[i : i + 2].tolist(), strict=True)) for i in (0, 2)]
+    assert pairs == [{(1, 5.0), (3, 2.0)}, {(0, 9.0), (4, 3.0)}]
+    assert two.tokens.tolist() == [0, 0, 1, 1] and two.starts.tolist() == [0, 2] and two.n_latents == 5
+    two.values.sum().backward()
+    assert code.values.grad.tolist() == [0, 1, 1, 1, 0, 1]
+
+
 def test_gradients_wait_in_a_list_if_there_is_one():
     W_enc, W_dec = (torch.nn.Parameter(torch.randn(8, 3)) for _ in range(2))
     biases, x = (torch.zeros(8), torch.zeros(3)), torch.randn(4, 3)

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from helpers import training
-from helpers.autoencoders import BatchTopK, Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
+from helpers import kernels, training
+from helpers.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.checkpoints import load_state
 from helpers.dead_latents import Remedy, Resample
 from helpers.metrics import evaluate
@@ -41,6 +41,7 @@ ACTIVATIONS = {
     "Gated": (lambda: Gated(N), 0.2),
     "JumpReLU": (lambda: JumpReLU(N, 0.2, 0.2), 0.03),
     "TopK": (lambda: TopK(3), 0.0),
+    "MultiTopK": (lambda: MultiTopK(3), 0.0),
     "BatchTopK": (lambda: BatchTopK(3), 0.0),
 }
 
@@ -127,11 +128,26 @@ def test_gate_must_reconstruct_through_a_decoder_it_cannot_change():
     torch.manual_seed(0)
     sae = SparseAutoencoder(D, N, Gated(N))
     x = sparse_data(64)
-    training._reconstruct_densely(sae, x).gate_error.backward()
+    training._reconstruct_densely(sae, x).other_error.backward()
     assert sae.W_dec.grad is None and sae.W_enc.grad.abs().sum() > 0
     with torch.no_grad():
         expected = (x - sae.pre_acts(x).relu() @ sae.W_dec - sae.b_dec).square().sum(1).mean()
-    assert training._reconstruct_densely(sae, x).gate_error.item() == pytest.approx(expected.item(), rel=0.02)
+    assert training._reconstruct_densely(sae, x).other_error.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+@pytest.mark.parametrize(("k", "wider"), [(3, 12), (20, N)])
+def test_multitopk_is_the_loss_at_k_and_an_eighth_of_that_at_4k(k, wider, monkeypatch):
+    monkeypatch.setattr(kernels, "compute_dtype", lambda t: t.dtype)
+    x, variance = sparse_data(64), torch.tensor(0.5)
+    ours, twin = (SparseAutoencoder(D, N, MultiTopK(k)) for _ in range(2))
+    training.forward(ours, x, variance, torch.zeros(N, dtype=torch.bool), CONFIG, 0.0).loss.backward()
+    code = twin.pre_acts(x).relu()
+    errors = [
+        (x - twin.decode(code * (code >= code.topk(m).values[:, -1:]))).square().sum(1).mean() for m in (k, wider)
+    ]
+    ((errors[0] + errors[1] / 8) / variance).backward()
+    for a, b in zip(ours.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_schedules_by_hand():
