@@ -123,6 +123,9 @@ class SparseAutoencoder(nn.Module):
     Starts with encoder and decoder rows parallel and the decoder's of unit norm (Gao et al. 2024, A.1).
     """
 
+    squared = True  # its loss
+    free_norms = False  # of decoder rows
+
     def __init__(self, d_model: int, n_latents: int, activation: nn.Module, seed: int = 0, tied_init: bool = True):
         super().__init__()
         k = getattr(activation, "k", 0)
@@ -149,9 +152,27 @@ class SparseAutoencoder(nn.Module):
         """(batch, d_model) -> (batch, n_latents), before the activation."""
         return F.linear(x - self.b_dec, self.W_enc, self.b_enc)
 
+    def sizes(self) -> Tensor | None:
+        """What latents are multiplied by before they compete, (n_latents,); None for nothing."""
+        return None
+
+    def scores(self, x: Tensor) -> Tensor:
+        """What the activation sees: pre-activations times sizes, (batch, n_latents)."""
+        sizes = self.sizes()
+        return self.pre_acts(x) if sizes is None else self.pre_acts(x) * sizes
+
     def encode(self, x: Tensor) -> Tensor:
         """(batch, d_model) -> latents (batch, n_latents), mostly zero."""
-        return self.activation(self.pre_acts(x))
+        return self.unscaled(self.activation(self.scores(x)))
+
+    def unscaled(self, active: Tensor) -> Tensor:
+        """What the activation gave, divided by sizes again: (batch, n_latents)."""
+        sizes = self.sizes()
+        return active if sizes is None else active / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+
+    def unit(self, variance: Tensor) -> Tensor | float:
+        """What prices are counted in, given the variance of the inputs. Here inputs have unit norm."""
+        return 1.0
 
     def decode(self, latents: Tensor) -> Tensor:
         """(batch, n_latents) -> (batch, d_model)."""
@@ -166,7 +187,7 @@ class SparseAutoencoder(nn.Module):
         reconstructions have `encoder_scale` times the norm of the inputs (1 in Gao et al. 2024, A.1)."""
         self.b_dec.copy_(geometric_median(x))
         x = x[:1024]  # enough for a mean, and a dense code of more would take memory that training does not need
-        wanted, got = (x - self.b_dec).norm(dim=-1).mean(), (self(x) - self.b_dec).norm(dim=-1).mean()
+        wanted, got = (x - self.b_dec).norm(dim=-1).mean(), (self(x).flatten(1) - self.b_dec).norm(dim=-1).mean()
         self.W_enc.mul_(encoder_scale * wanted / got.clamp(min=1e-12))
 
     @torch.no_grad()

@@ -151,26 +151,44 @@ class Code:
         return order, self.tokens[order], torch.searchsorted(latents, bounds, out_int32=True)
 
 
-def encode_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, among: Tensor | None = None) -> Code:
-    """TopK code of x (batch, d_model). `among` (m,), ascending: only these latents take part. No gradient for x."""
-    centred, everyone = (x - b_dec).detach(), among is None
+def encode_topk(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    k: int,
+    sizes: Tensor | None = None,
+    among: Tensor | None = None,
+) -> Code:
+    """TopK code of x (batch, d_model). `sizes` (n_latents,), positive: latents are ranked by their value times this.
+    `among` (m,), ascending: only these latents take part. No gradient for x and sizes."""
+    centred, encoder = (x - b_dec).detach(), (W_enc, b_enc, sizes)
     with torch.no_grad():
-        values, latents = _largest(centred, *((W_enc, b_enc) if everyone else (W_enc[among], b_enc[among])), k)
-        latents = (latents if everyone else among[latents]).flatten().int()
+        if among is not None:
+            encoder = [None if each is None else each[among] for each in encoder]
+        values, latents = _largest(centred, *encoder, k)
+        latents = (latents if among is None else among[latents]).flatten().int()
+        values = values.flatten() if sizes is None else values.flatten() / sizes[latents]
     tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
-    code = Code(values.flatten(), latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
+    code = Code(values, latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
     return code
 
 
-def encode_batch_topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int) -> Code:
-    """BatchTopK code of x (batch, d_model): the k * batch largest of the batch, above zero. No gradient for x."""
+def encode_batch_topk(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, sizes: Tensor | None = None
+) -> Code:
+    """BatchTopK code of x (batch, d_model): the k * batch largest of the batch, above zero. As `encode_topk` else."""
     centred = (x - b_dec).detach()
     with torch.no_grad():
-        values, latents, threshold = _largest_of_batch(lambda m: _largest(centred, W_enc, b_enc, m), k, len(W_enc))
+        values, latents, threshold = _largest_of_batch(
+            lambda m: _largest(centred, W_enc, b_enc, sizes, m), k, len(W_enc)
+        )
         tokens, place = (values >= threshold).nonzero(as_tuple=True)
         starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device), out_int32=True)
-    code = Code(values[tokens, place], latents[tokens, place].int(), tokens.int(), starts, len(W_enc))
+        values, latents = values[tokens, place], latents[tokens, place].int()
+        values = values if sizes is None else values / sizes[latents]
+    code = Code(values, latents, tokens.int(), starts, len(W_enc))
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
     return code
 
@@ -180,13 +198,14 @@ def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
     return _Decode.apply(code.values, code, W_dec)
 
 
-def _largest(centred: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
+def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of sizes * relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
     dtype = compute_dtype(centred)
     blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK[W.device.type])
     weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
-    weights[:, :-BIAS].copy_(W)
-    weights[:, -BIAS:].zero_()[:, 0].copy_(b)
+    scale = W.new_ones(()) if sizes is None else sizes
+    torch.mul(W, scale.unsqueeze(-1), out=weights[:, :-BIAS])
+    weights[:, -BIAS:].zero_()[:, 0].copy_(b * scale)
     pre_acts = _scratch("pre_acts", (len(blocks[0]), len(W)), dtype, W.device)
     parts = [topk(torch.mm(x, weights.T, out=pre_acts[: len(x)]), k) for x in blocks]
     values, indices = (torch.cat(part) for part in zip(*parts, strict=True))

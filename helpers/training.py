@@ -2,6 +2,8 @@
 
     loss = |x - x_hat|^2 / variance of x + sparsity * price + what the remedy against dead latents adds
 
+A crosscoder's loss takes lengths in place of squares by default, and is counted in the input's typical length.
+
 The variance is one number, taken once at the start, so the loss starts near 1 whatever the scale of x. A latent is dead
 when it was silent for `dead_after` tokens. Time is counted in tokens throughout.
 
@@ -110,13 +112,14 @@ def train(
     width than the autoencoder, and for the checkpoint of another training.
     """
     first, batches = _look_at_first(sae, batches)
-    training = Training(sae, config, first)
+    training = Training(sae, config, first.flatten(1))
     done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
     saved, recent, read = time.monotonic(), collections.deque(maxlen=8), 0
     with tqdm(
         total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, disable=progress is None
     ) as bar:
         for x in batches:
+            x = x.flatten(1)  # a crosscoder reads (batch, 2, d_model)
             read += len(x)
             recent.append(x)
             if read > done:
@@ -140,7 +143,8 @@ class Training:
         self.sae, self.config = sae, config
         sae.train().start_from(first, config.encoder_scale)
         self.variance = (first - first.mean(0)).square().sum(-1).mean()
-        self.optimizer = Adam(sae, config.unit_norm)
+        self.unit_norm = config.unit_norm and not sae.free_norms
+        self.optimizer = Adam(sae, self.unit_norm)
         self.average = [torch.zeros_like(p) for p in sae.parameters()] if config.ema else []
         self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=first.device)  # tokens since it fired
         self.tokens, self.minutes, self.curve = 0, 0.0, []
@@ -176,12 +180,12 @@ class Training:
         with torch.no_grad():
             for parameter, mean in zip(sae.parameters(), self.average, strict=False):
                 parameter.copy_(mean / (1 - config.ema**self.optimizer.n_steps))
-        if config.ema and config.unit_norm:
+        if config.ema and self.unit_norm:
             sae.normalise_decoder()  # a mean of unit vectors is a little shorter than one
         self.optimizer.release()
         sae.eval()
         if isinstance(sae.activation, BatchTopK):
-            sae.activation.calibrate(sae.pre_acts(x) for x in recent)
+            sae.activation.calibrate(sae.scores(x) for x in recent)
         return Trained(sae, self._identity() | {"tokens": self.tokens, "minutes": self.minutes, "curve": self.curve})
 
     def save(self, path: Path) -> None:
@@ -232,7 +236,8 @@ class Training:
     def _identity(self) -> dict:
         sae = self.sae
         sizes = {"d_model": sae.d_model, "n_latents": sae.n_latents, "k": getattr(sae.activation, "k", None)}
-        return {"architecture": type(sae.activation).__name__, **sizes, "config": self.config.described()}
+        kind = {"architecture": type(sae.activation).__name__} | getattr(sae, "switches", {})
+        return kind | sizes | {"config": self.config.described()}
 
 
 def forward(
@@ -242,7 +247,8 @@ def forward(
     reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK | BatchTopK) else _reconstruct_densely
     made = reconstruct(sae, x)
     nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
-    loss = nmse + sparsity * made.price + made.other_error / variance
+    misfit = nmse if sae.squared else sae.misfit(x, made.x_hat) / sae.unit(variance)
+    loss = misfit + sparsity * made.price / sae.unit(variance) + made.other_error / variance
     if dead.any():
         loss = loss + config.remedy.loss(sae, x, made.x_hat, dead)
     return Step(loss, nmse.detach(), made.l0, made.fired)
@@ -250,22 +256,23 @@ def forward(
 
 def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
-    k, other_error = sae.activation.k, 0.0
+    k, sizes, other_error = sae.activation.k, sae.sizes(), 0.0
+    sizes = None if sizes is None else sizes.detach()
     if isinstance(sae.activation, MultiTopK):
-        wide = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, min(sae.n_latents, sae.activation.wider * k))
+        wide = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, min(sae.n_latents, sae.activation.wider * k), sizes)
         code, by_wide = wide.largest(k), kernels.decode_sparse(wide, sae.W_dec) + sae.b_dec
         other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
     else:
-        code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, k)
+        code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, k, sizes)
     x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
     return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired(), other_error=other_error)
 
 
 def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     with kernels.fast_products(x.device):
-        pre_acts = sae.pre_acts(x)
+        pre_acts = sae.scores(x)
         latents = sae.activation(pre_acts)
-        x_hat = F.linear(latents, sae.W_dec.T) + sae.b_dec
+        x_hat = F.linear(sae.unscaled(latents), sae.W_dec.T) + sae.b_dec
         other_error = 0.0
         if isinstance(sae.activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
             by_gate = F.linear(pre_acts.relu(), sae.W_dec.T.detach()) + sae.b_dec.detach()
@@ -281,7 +288,9 @@ def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[T
     if first is None or len(first) == 0:
         raise ValueError("there is nothing to train on: the first batch is empty; check the stream of activations")
     if first.shape[-1] != sae.d_model:
-        raise ValueError(f"activations are {first.shape[-1]} wide, the autoencoder {sae.d_model}; match d_model")
+        raise ValueError(
+            f"activations are {first.shape[-1]} wide, the {type(sae).__name__} {sae.d_model}; match d_model"
+        )
     if not first.isfinite().all():
         raise ValueError("the first batch has NaN or infinite activations; check the subject and its dtype")
     return first, itertools.chain([first], batches)

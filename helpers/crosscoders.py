@@ -1,0 +1,94 @@
+"""Crosscoders: one code for two models that read the same token (Lindsey et al. 2024; Minder, Dumas et al. 2025).
+
+    f      = activation( sum_m W_enc[m] (x[m] - b_dec[m]) + b_enc )              one code for both
+    x_hat  = f W_dec[m] + b_dec[m]                                               for each model m: 0 = base, 1 = chat
+    w_j    = sum_m |W_dec[m, j]|                                                 the size of latent j
+    loss   = 1/2 sum_m |x[m] - x_hat[m]|  +  sparsity * sum_j f_j w_j            norms, not squares, by default
+
+Norms of the decoder are free: a latent whose rows have equal norms is shared, one with a zero row is one model's own.
+BatchTopK ranks latents by f_j w_j, so that scaling a decoder row up and its code down changes nothing.
+
+Weights lie side by side, the rows of both models as one row of 2 d, so that all the machinery of an autoencoder serves
+a crosscoder; `encoders` and `decoders` show them with a leading model axis.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from helpers.autoencoders import BatchTopK, ReLU, SparseAutoencoder, TopK
+
+N_MODELS = 2
+SIZES = ("sum", "joint")
+
+
+class Crosscoder(SparseAutoencoder):
+    """`forward(x)` is the reconstruction of x (batch, 2, d_model).
+
+    size      "sum": w_j is the sum of a latent's two decoder norms, which lets latents be one model's own; "joint": the
+              norm of both rows together, which favours shared ones
+    squared   the loss takes squared errors, as Lindsey et al. do
+    init_norm of each decoder row at the start, the same for both models, as are their directions
+    """
+
+    free_norms = True
+
+    def __init__(
+        self,
+        d_model: int,
+        n_latents: int,
+        activation: nn.Module,
+        seed: int = 0,
+        init_norm: float = 1.0,
+        size: str = "sum",
+        squared: bool = False,
+    ):
+        if not isinstance(activation, ReLU | TopK | BatchTopK):
+            raise ValueError(f"{type(activation).__name__} has no crosscoder: use ReLU, TopK or BatchTopK")
+        super().__init__(d_model, n_latents, activation, seed)
+        if size not in SIZES:
+            raise ValueError(f"unknown size of a latent {size!r}: use one of {', '.join(SIZES)}")
+        self.size, self.squared = size, squared
+        self.switches = {"models": N_MODELS, "size": size, "squared": squared, "init_norm": init_norm}
+        both = self.W_dec.data.repeat(1, N_MODELS)
+        self.W_dec, self.W_enc = nn.Parameter(init_norm * both), nn.Parameter(both / N_MODELS)
+        self.b_dec = nn.Parameter(torch.zeros(N_MODELS * d_model))
+
+    @property
+    def d_model(self) -> int:
+        return self.W_dec.shape[1] // N_MODELS
+
+    @property
+    def decoders(self) -> Tensor:
+        """(2, n_latents, d_model), a view: base, chat."""
+        return self.W_dec.view(self.n_latents, N_MODELS, -1).transpose(0, 1)
+
+    @property
+    def encoders(self) -> Tensor:
+        """(2, n_latents, d_model), a view: base, chat."""
+        return self.W_enc.view(self.n_latents, N_MODELS, -1).transpose(0, 1)
+
+    @property
+    def biases(self) -> Tensor:
+        """Decoder biases (2, d_model), a view: base, chat."""
+        return self.b_dec.view(N_MODELS, -1)
+
+    def sizes(self) -> Tensor:
+        """(n_latents,): what a unit of each latent adds to the reconstructions, in norm."""
+        norms = torch.linalg.vector_norm(self.W_dec.view(self.n_latents, N_MODELS, -1), dim=-1)
+        return norms.sum(1) if self.size == "sum" else torch.linalg.vector_norm(norms, dim=1)
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """(batch, 2, d_model) or (batch, 2 d_model) -> (batch, n_latents), before the activation."""
+        return super().pre_acts(x.flatten(1))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(batch, n_latents) -> (batch, 2, d_model)."""
+        return super().decode(latents).unflatten(1, (N_MODELS, -1))
+
+    def misfit(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Mean length of the errors, over tokens and models: x and x_hat (batch, 2 d_model) -> ()."""
+        return torch.linalg.vector_norm((x - x_hat).unflatten(1, (N_MODELS, -1)), dim=-1).mean()
+
+    def unit(self, variance: Tensor) -> Tensor:
+        """What the loss is counted in: the length of one model's typical deviation from the mean, or its square. ()"""
+        return variance if self.squared else (variance / N_MODELS).sqrt()
