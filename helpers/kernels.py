@@ -151,6 +151,13 @@ class Code:
         return order, self.tokens[order], torch.searchsorted(latents, bounds, out_int32=True)
 
 
+def code_of(latents: Tensor) -> Code:
+    """What is above zero of dense latents (batch, n_latents). No gradient."""
+    tokens, which = (latents > 0).nonzero(as_tuple=True)
+    starts = torch.searchsorted(tokens, torch.arange(len(latents), device=tokens.device), out_int32=True)
+    return Code(latents[tokens, which], which.int(), tokens.int(), starts, latents.shape[1])
+
+
 def encode_topk(
     x: Tensor,
     W_enc: Tensor,
