@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
+from helpers.crosscoders import Crosscoder
 from helpers.dead_latents import AuxK, Remedy
 from helpers.metrics import at_matched_l0
 from helpers.sweep_store import Finished, StoredCell, measure
@@ -61,10 +62,16 @@ class Cell:
 
     def build(self, d_model: int) -> SparseAutoencoder:
         """Raises ValueError for a method that does not exist."""
+        return SparseAutoencoder(d_model, int(self.n_latents), self.activation(), int(self.seed), self.tied_init)
+
+    def activation(self) -> nn.Module:
         if self.method not in ACTIVATIONS:
             raise ValueError(f"there is no method {self.method!r}; choose one of {', '.join(ACTIVATIONS)}")
-        activation = ACTIVATIONS[self.method](self.n_latents, self.sparsity)
-        return SparseAutoencoder(d_model, int(self.n_latents), activation, int(self.seed), self.tied_init)
+        return ACTIVATIONS[self.method](self.n_latents, self.sparsity)
+
+    def switches(self) -> dict:
+        """What else its weights depend on, in JSON's types."""
+        return {}
 
     def config(self, tokens: int) -> TrainConfig:
         """How it is trained, for `tokens` if the cell has no number of its own."""
@@ -72,6 +79,21 @@ class Cell:
         names = ("unit_norm", "encoder_scale", "remedy", "ema", "decay", "dead_after")
         same = {name: getattr(self, name) for name in names}
         return TrainConfig(int(self.tokens or tokens), lr=float(self.lr), sparsity=price, **same)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrosscoderCell(Cell):
+    """One crosscoder of a sweep; batches are (batch, 2, d_model) or (batch, 2 d_model), heldout (n, 2, d_model)."""
+
+    init_norm: float = 1.0
+    size: str = "sum"
+    squared: bool = False
+
+    def build(self, d_model: int) -> Crosscoder:
+        return Crosscoder(d_model, int(self.n_latents), self.activation(), int(self.seed), **self.switches())
+
+    def switches(self) -> dict:
+        return {"init_norm": self.init_norm, "size": self.size, "squared": self.squared}
 
 
 class Sweep(NamedTuple):
@@ -126,13 +148,13 @@ class _Job:
     stored: StoredCell | None
 
     def load(self) -> Finished | None:
-        return self.stored and self.stored.load(self.cell.build(self.heldout.shape[1]), self.heldout)
+        return self.stored and self.stored.load(self.cell.build(self.heldout.shape[-1]), self.heldout)
 
     def run(self) -> tuple[Cell, Finished]:
         cell, config = self.cell, self.cell.config(self.tokens)
         batches = self.batches(config.tokens, *([] if cell.batch_size is None else [cell.batch_size]))
         try:
-            sae = cell.build(self.heldout.shape[1])
+            sae = cell.build(self.heldout.shape[-1])
             sae, record = train(sae, batches, config, checkpoint=self.stored and self.stored.checkpoint)
         except Exception as error:
             error.add_note(f"This was in {cell}.")
@@ -184,7 +206,7 @@ def _stored(cell: Cell, batches: Batches, tokens: int, directory: Path | None) -
             "`batches.fingerprint` to a string that names all that the batches depend on"
         )
     own = {"method": cell.method, "n_latents": int(cell.n_latents), "sparsity": float(cell.sparsity)}
-    start = {"seed": int(cell.seed), "tied_init": cell.tied_init}
+    start = {"seed": int(cell.seed), "tied_init": cell.tied_init} | cell.switches()
     read = {"stream": stream, "batch_size": _batch_size(cell, batches), "config": cell.config(tokens).described()}
     return StoredCell(Path(directory), f"{cell.method}-{cell.n_latents}", own | start | read)
 

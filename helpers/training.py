@@ -83,9 +83,7 @@ class Reconstruction(NamedTuple):
     l0: Tensor  # (): latents on per token, of the whole batch or of its first tokens
     fired: Tensor  # (n_latents,) bool: on for any token of the batch
     price: Tensor | float = 0.0  # (): what sparsity costs, before its weight
-    other_error: Tensor | float = (
-        0.0  # (): squared error of a second reconstruction: Gated's gate, MultiTopK's wider code
-    )
+    other_error: Tensor | float = 0.0  # (): squared error of another one: of Gated's gate, MultiTopK's wider code
 
 
 class Step(NamedTuple):
@@ -287,10 +285,9 @@ def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[T
     first = next(batches, None)
     if first is None or len(first) == 0:
         raise ValueError("there is nothing to train on: the first batch is empty; check the stream of activations")
-    if first.shape[-1] != sae.d_model:
-        raise ValueError(
-            f"activations are {first.shape[-1]} wide, the {type(sae).__name__} {sae.d_model}; match d_model"
-        )
+    got, wide = first.flatten(1).shape[1], sae.W_dec.shape[1]
+    if got != wide:
+        raise ValueError(f"activations are {got} wide, the {type(sae).__name__} reads {wide}; match d_model")
     if not first.isfinite().all():
         raise ValueError("the first batch has NaN or infinite activations; check the subject and its dtype")
     return first, itertools.chain([first], batches)

@@ -156,5 +156,12 @@ def test_bad_input():
         Crosscoder(D, N, ReLU(), size="max")
     with pytest.raises(ValueError, match="Gated has no crosscoder: use ReLU, TopK or BatchTopK"):
         Crosscoder(D, N, Gated(N))
-    with pytest.raises(ValueError, match="activations are 7 wide, the Crosscoder 16"):
+    with pytest.raises(ValueError, match="activations are 14 wide, the Crosscoder reads 32"):
         train(Crosscoder(D, N, ReLU()), [torch.randn(8, 2, 7)], CONFIG)
+
+
+def test_pairs_may_come_side_by_side():
+    config = dataclasses.replace(CONFIG, tokens=1024)
+    x = pairs(1024)
+    apart, flat = (train(Crosscoder(D, N, TopK(2)), each.split(256), config).sae for each in (x, x.flatten(1)))
+    assert torch.equal(apart.W_dec, flat.W_dec) and torch.equal(apart(x), flat(x.flatten(1)))

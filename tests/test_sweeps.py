@@ -15,7 +15,7 @@ from helpers import sweeps
 from helpers.activations import ActivationStream, Harvest
 from helpers.dead_latents import AuxK, Remedy, Resample
 from helpers.metrics import evaluate
-from helpers.sweeps import Cell, grid, matched_ratios, sweep
+from helpers.sweeps import Cell, CrosscoderCell, grid, matched_ratios, sweep
 from helpers.training import Training, train
 
 HELDOUT = torch.randn(256, 8, generator=torch.Generator().manual_seed(1))
@@ -132,6 +132,29 @@ def test_finished_cells_are_not_trained_again(tmp_path, trained):
     assert same(in_memory, stored) and same(stored, again) and again.frame.minutes.equals(stored.frame.minutes)
     wider = sweep([Cell("TopK", 32, 2), *CELLS[1:]], batches, HELDOUT, 1024, tmp_path)
     assert trained[6:] == [("TopK", 32)] and wider.frame.n_latents.tolist() == [32, 16, 24]
+
+
+def pairs(tokens, batch_size=64):
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, 2, 8, generator=random).split(batch_size)
+
+
+pairs.fingerprint = "pairs of normal numbers"
+
+
+def test_crosscoders_are_swept_like_autoencoders(tmp_path, trained):
+    heldout = torch.randn(256, 2, 8, generator=torch.Generator().manual_seed(1))
+    cells = [CrosscoderCell("BatchTopK", 16, 2, init_norm=0.5), CrosscoderCell("ReLU", 16, 0.05, size="joint")]
+    cells.append(dataclasses.replace(cells[1], squared=True))
+    first = sweep(cells, pairs, heldout, 1024, tmp_path)
+    assert len(trained) == 3 and same(first, sweep(cells, pairs, heldout, 1024, tmp_path)) and len(trained) == 3
+    saes = list(first.saes.values())
+    assert [sae.switches["init_norm"] for sae in saes] == [0.5, 1.0, 1.0]
+    assert [(sae.size, sae.squared) for sae in saes] == [("sum", False), ("joint", False), ("joint", True)]
+    assert first.frame["size"].tolist() == ["sum", "joint", "joint"]
+    assert first.frame.nmse.tolist() == [evaluate(sae, heldout).nmse for sae in saes]
+    with pytest.raises(ValueError, match="there is no method 'Jump'"):
+        CrosscoderCell("Jump", 16, 2).build(8)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
