@@ -50,7 +50,7 @@ class Crosscoder(SparseAutoencoder):
         self.size, self.squared = size, squared
         self.switches = {"models": N_MODELS, "size": size, "squared": squared, "init_norm": init_norm}
         both = self.W_dec.data.repeat(1, N_MODELS)
-        self.W_dec, self.W_enc = nn.Parameter(init_norm * both), nn.Parameter(both / N_MODELS)
+        self.W_dec, self.W_enc = nn.Parameter(init_norm * both), nn.Parameter(both.clone())
         self.b_dec = nn.Parameter(torch.zeros(N_MODELS * d_model))
 
     @property

@@ -186,6 +186,7 @@ def test_twins_by_hand():
 
 def test_divergence_by_hand():
     worth = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.8, 0.8], [0.5, 0.5, 0.2], [0.05, 0.05, 0.0]])
+    worth = torch.cat([worth, torch.full((4, 1), 10.0)], 1)  # another latent, far stronger
     # pair (0, 1): tokens 0 and 1 apart, token 2 together, token 3 low; pair (0, 2): tokens 1 apart, 0 and 2 not
     found = divergence(torch.tensor([[0, 1], [0, 2]]), worth)
     assert found.tolist() == pytest.approx([2 / 3, 1 / 3])
