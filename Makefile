@@ -42,8 +42,8 @@ reference: $(READY) ## run at laptop scale, then store outputs, results and the 
 	@$(VENV) -m helpers.claims --readme
 	@$(VENV) -m helpers.gallery
 
-bench: $(READY) $(PEERS)/.ready ## memory, quality and speed of a training step, beside other libraries (PEERS_IN=bf16)
-	@$(VENV) -m pytest tests/benchmarks/test_memory.py tests/benchmarks/test_quality.py -q
+bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step beside other libraries (PEERS_IN=bf16)
+	@$(VENV) -m pytest tests/benchmarks --ignore tests/benchmarks/test_training_step.py -q
 	@PEERS=$(PEERS_IN) $(PEERS)/bin/python -m pytest tests/benchmarks/test_training_step.py --confcutdir tests/benchmarks -q \
 		--benchmark-columns=min --benchmark-json=out/benchmark.json
 
