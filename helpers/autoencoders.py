@@ -181,6 +181,14 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
 
+    def competitions(self) -> list[tuple[Tensor | None, Tensor]]:
+        """Where latents compete for their places: sizes, and the decoder rows that the winners write with. Just one."""
+        return [(self.sizes(), self.W_dec)]
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the threshold of BatchTopK on batches of inputs."""
+        self.activation.calibrate(self.scores(x) for x in batches)
+
     @torch.no_grad()
     def start_from(self, x: Tensor, encoder_scale: float = 1.0) -> None:
         """Fit the start to a sample (batch, d_model): b_dec its geometric median, encoder scaled so that

@@ -12,6 +12,8 @@ Weights lie side by side, the rows of both models as one row of 2 d, so that all
 a crosscoder; `encoders` and `decoders` show them with a leading model axis.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -92,3 +94,45 @@ class Crosscoder(SparseAutoencoder):
     def unit(self, variance: Tensor) -> Tensor:
         """What the loss is counted in: the length of one model's typical deviation from the mean, or its square. ()"""
         return variance if self.squared else (variance / N_MODELS).sqrt()
+
+
+class DecoupledCrosscoder(Crosscoder):
+    """Latents compete in each model apart: a latent may be on in one of them and off in the other.
+
+    Each model has its own ranking, by value times its own decoder's norm, its own k and its own threshold. Latents are
+    (batch, 2, n_latents). Source: the released code of Minder, Dumas et al., "decoupled".
+    """
+
+    def __init__(self, d_model: int, n_latents: int, activation: BatchTopK, seed: int = 0, **switches):
+        if not isinstance(activation, BatchTopK):
+            raise ValueError(f"a decoupled crosscoder ranks by BatchTopK, not {type(activation).__name__}: pass that")
+        super().__init__(d_model, n_latents, activation, seed, **switches)
+        self.switches |= {"decoupled": True}
+        self.activation_chat = BatchTopK(activation.k)
+
+    def norms(self) -> Tensor:
+        """(2, n_latents): what a unit of each latent adds to each reconstruction, in norm."""
+        return torch.linalg.vector_norm(self.decoders, dim=-1)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """(batch, 2, d_model) -> (batch, 2, n_latents)."""
+        return self.pre_acts(x).unsqueeze(1) * self.norms()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(batch, 2, d_model) -> latents (batch, 2, n_latents)."""
+        scores, activations = self.scores(x), (self.activation, self.activation_chat)
+        active = torch.stack([activation(scores[:, m]) for m, activation in enumerate(activations)], 1)
+        return active / self.norms().clamp(min=torch.finfo(active.dtype).tiny)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(batch, 2, n_latents) -> (batch, 2, d_model)."""
+        return torch.einsum("bmn,mnd->bmd", latents, self.decoders) + self.biases
+
+    def competitions(self) -> list[tuple[Tensor, Tensor]]:
+        """One in each model."""
+        return list(zip(self.norms(), self.decoders, strict=True))
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        batches = list(batches)
+        for m, activation in enumerate((self.activation, self.activation_chat)):
+            activation.calibrate(self.scores(x)[:, m] for x in batches)

@@ -60,9 +60,8 @@ class AuxK(Remedy):
         some = slice(0, max(1, round(self.share * len(x))))
         residual = x[some] - (x_hat[some].detach() if self.detach else x_hat[some])
         rows, k = dead.nonzero().squeeze(1), self.k or sae.d_model // 2
-        weights, sizes = (sae.W_enc, sae.b_enc, sae.b_dec), sae.sizes()
-        sizes = None if sizes is None else sizes.detach()
-        code = kernels.encode_topk(x[some], *weights, min(k, len(rows)), sizes, among=rows)
+        weights = (sae.W_enc, sae.b_enc, sae.b_dec)
+        code = kernels.encode_topk(x[some], *weights, min(k, len(rows)), sae.sizes(), among=rows)
         rebuilt = kernels.decode_sparse(code, sae.W_dec) + (sae.b_dec if self.bias else 0.0)
         total = _variance(residual.detach() if self.normalise_by == "residual" else x[some])
         scale = min(1.0, len(rows) / k) if self.scale_by_dead else 1.0

@@ -38,7 +38,7 @@ def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
     error, counts, l0 = 0.0, torch.zeros(sae.n_latents, dtype=torch.int64, device=x.device), []
     for part in x.split(batch):
         latents = sae.encode(part)
-        on = latents > 0
+        on = (latents > 0).view(len(part), -1, sae.n_latents).any(1)  # a decoupled latent is on in either model
         error += (part - sae.decode(latents)).square().sum(dtype=torch.float64).item()
         counts += on.sum(0)
         l0.append(on.sum(1))

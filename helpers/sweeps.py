@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from helpers.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
-from helpers.crosscoders import Crosscoder
+from helpers.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dead_latents import AuxK, Remedy
 from helpers.metrics import at_matched_l0
 from helpers.sweep_store import Finished, StoredCell, measure
@@ -88,12 +88,15 @@ class CrosscoderCell(Cell):
     init_norm: float = 1.0
     size: str = "sum"
     squared: bool = False
+    decoupled: bool = False
 
     def build(self, d_model: int) -> Crosscoder:
-        return Crosscoder(d_model, int(self.n_latents), self.activation(), int(self.seed), **self.switches())
+        kind, switches = DecoupledCrosscoder if self.decoupled else Crosscoder, self.switches()
+        del switches["decoupled"]
+        return kind(d_model, int(self.n_latents), self.activation(), int(self.seed), **switches)
 
     def switches(self) -> dict:
-        return {"init_norm": self.init_norm, "size": self.size, "squared": self.squared}
+        return {name: getattr(self, name) for name in ("init_norm", "size", "squared", "decoupled")}
 
 
 class Sweep(NamedTuple):

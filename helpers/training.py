@@ -13,6 +13,7 @@ that it had read, and ends with the weights, bit for bit, that it would have had
 
 import collections
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator
@@ -183,7 +184,7 @@ class Training:
         self.optimizer.release()
         sae.eval()
         if isinstance(sae.activation, BatchTopK):
-            sae.activation.calibrate(sae.scores(x) for x in recent)
+            sae.calibrate(recent)
         return Trained(sae, self._identity() | {"tokens": self.tokens, "minutes": self.minutes, "curve": self.curve})
 
     def save(self, path: Path) -> None:
@@ -253,16 +254,24 @@ def forward(
 
 
 def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
-    encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
-    k, sizes, other_error = sae.activation.k, sae.sizes(), 0.0
-    sizes = None if sizes is None else sizes.detach()
     if isinstance(sae.activation, MultiTopK):
-        wide = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, min(sae.n_latents, sae.activation.wider * k), sizes)
-        code, by_wide = wide.largest(k), kernels.decode_sparse(wide, sae.W_dec) + sae.b_dec
-        other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
-    else:
-        code = encode(x, sae.W_enc, sae.b_enc, sae.b_dec, k, sizes)
-    x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
+        return _reconstruct_twice(sae, x)
+    encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
+    weights, competitions = (sae.W_enc, sae.b_enc, sae.b_dec), sae.competitions()
+    codes = [encode(x, *weights, sae.activation.k, sizes) for sizes, _ in competitions]
+    parts = [kernels.decode_sparse(code, rows) for code, (_, rows) in zip(codes, competitions, strict=True)]
+    x_hat = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)) + sae.b_dec
+    l0 = sum((code.values > 0).sum() for code in codes) / (len(codes) * len(x))
+    return Reconstruction(x_hat, l0, functools.reduce(torch.logical_or, (code.fired() for code in codes)))
+
+
+def _reconstruct_twice(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    """From the k largest latents and from more of them, for one product with the encoder."""
+    k, more = sae.activation.k, min(sae.n_latents, sae.activation.wider * sae.activation.k)
+    wide = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, more, sae.sizes())
+    code = wide.largest(k)
+    x_hat, by_wide = (kernels.decode_sparse(each, sae.W_dec) + sae.b_dec for each in (code, wide))
+    other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
     return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired(), other_error=other_error)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from helpers import kernels, training
 from helpers.autoencoders import BatchTopK, Gated, ReLU, TopK
-from helpers.crosscoders import Crosscoder
+from helpers.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dead_latents import AuxK
 from helpers.metrics import evaluate
 from helpers.training import TrainConfig, train
@@ -27,9 +27,9 @@ def pairs(n, seed=0):
     return torch.stack([base @ directions, on @ directions], 1) + 0.1
 
 
-def uneven(activation, **switches):
+def uneven(activation, kind=Crosscoder, **switches):
     """A crosscoder whose decoder norms differ between latents and models."""
-    crosscoder = Crosscoder(D, N, activation, **switches)
+    crosscoder = kind(D, N, activation, **switches)
     random = torch.Generator().manual_seed(5)
     crosscoder.W_dec.data *= 0.2 + 2 * torch.rand(N, 2, 1, generator=random).expand(N, 2, D).reshape(N, 2 * D)
     crosscoder.b_dec.data = 0.1 * torch.randn(2 * D, generator=random)
@@ -151,7 +151,41 @@ def test_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
+def test_a_decoupled_latent_may_be_on_in_one_model_only():
+    crosscoder, x = uneven(BatchTopK(3), kind=DecoupledCrosscoder).train(), pairs(32)
+    latents, free = crosscoder.encode(x), crosscoder.pre_acts(x).relu()
+    for m in (0, 1):
+        worth = free * crosscoder.decoders[m].norm(dim=-1)
+        least = worth.flatten().topk(3 * 32).values[-1]
+        assert (latents[:, m] > 0).sum() == 3 * 32
+        torch.testing.assert_close(latents[:, m], torch.where(worth >= least, free, 0))
+        torch.testing.assert_close(crosscoder(x)[:, m], latents[:, m] @ crosscoder.decoders[m] + crosscoder.biases[m])
+    assert ((latents[:, 0] > 0) != (latents[:, 1] > 0)).any()
+
+
+def test_decoupled_training_equals_the_formula(monkeypatch):
+    monkeypatch.setattr(kernels, "compute_dtype", lambda t: t.dtype)
+    x, variance = pairs(48), torch.tensor(0.7)
+    ours, twin = (uneven(BatchTopK(3), kind=DecoupledCrosscoder).train() for _ in range(2))
+    training.forward(ours, x.flatten(1), variance, ALIVE, CONFIG, 0.0).loss.backward()
+    f, on = twin.pre_acts(x).relu(), twin.encode(x) > 0
+    errors = [x[:, m] - (f * on[:, m]) @ twin.decoders[m] - twin.biases[m] for m in (0, 1)]
+    (sum(e.norm(dim=1).mean() / 2 for e in errors) / (variance / 2).sqrt()).backward()
+    for (name, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_decoupled_thresholds_give_k_in_each_model():
+    crosscoder = train(DecoupledCrosscoder(D, N, BatchTopK(2)), pairs(CONFIG.tokens).split(256), CONFIG).sae
+    test = pairs(4096, seed=1)
+    assert (crosscoder.encode(test) > 0).float().sum(-1).mean(0).tolist() == pytest.approx([2, 2], rel=0.07)
+    quality = evaluate(crosscoder, test)
+    assert quality.nmse < 0.3 and 2 <= quality.l0 <= 4
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="a decoupled crosscoder ranks by BatchTopK, not TopK"):
+        DecoupledCrosscoder(D, N, TopK(2))
     with pytest.raises(ValueError, match="unknown size of a latent 'max': use one of sum, joint"):
         Crosscoder(D, N, ReLU(), size="max")
     with pytest.raises(ValueError, match="Gated has no crosscoder: use ReLU, TopK or BatchTopK"):

@@ -145,13 +145,19 @@ pairs.fingerprint = "pairs of normal numbers"
 def test_crosscoders_are_swept_like_autoencoders(tmp_path, trained):
     heldout = torch.randn(256, 2, 8, generator=torch.Generator().manual_seed(1))
     cells = [CrosscoderCell("BatchTopK", 16, 2, init_norm=0.5), CrosscoderCell("ReLU", 16, 0.05, size="joint")]
-    cells.append(dataclasses.replace(cells[1], squared=True))
+    cells += [dataclasses.replace(cells[1], squared=True), dataclasses.replace(cells[0], decoupled=True)]
     first = sweep(cells, pairs, heldout, 1024, tmp_path)
-    assert len(trained) == 3 and same(first, sweep(cells, pairs, heldout, 1024, tmp_path)) and len(trained) == 3
+    assert len(trained) == 4 and same(first, sweep(cells, pairs, heldout, 1024, tmp_path)) and len(trained) == 4
     saes = list(first.saes.values())
-    assert [sae.switches["init_norm"] for sae in saes] == [0.5, 1.0, 1.0]
-    assert [(sae.size, sae.squared) for sae in saes] == [("sum", False), ("joint", False), ("joint", True)]
-    assert first.frame["size"].tolist() == ["sum", "joint", "joint"]
+    assert [sae.switches["init_norm"] for sae in saes] == [0.5, 1.0, 1.0, 0.5]
+    assert [(sae.size, sae.squared) for sae in saes] == [
+        ("sum", False),
+        ("joint", False),
+        ("joint", True),
+        ("sum", False),
+    ]
+    assert first.frame["size"].tolist() == ["sum", "joint", "joint", "sum"]
+    assert [type(sae).__name__ for sae in saes] == 3 * ["Crosscoder"] + ["DecoupledCrosscoder"]
     assert first.frame.nmse.tolist() == [evaluate(sae, heldout).nmse for sae in saes]
     with pytest.raises(ValueError, match="there is no method 'Jump'"):
         CrosscoderCell("Jump", 16, 2).build(8)
