@@ -52,7 +52,7 @@ def blank(
     groups = [("", frame)] if panel is None else list(frame.groupby(panel, observed=True, dropna=False))
     rows = -(-len(groups) // PANELS_A_ROW)
     columns = -(-len(groups) // rows)
-    names = [f"{panel} = {_named(value)}" if panel else "" for value, _ in groups]
+    names = [value if isinstance(value, str) else f"{panel} = {_named(value)}" for value, _ in groups]
     figure = make_subplots(rows, columns, shared_xaxes="all", shared_yaxes="all", subplot_titles=names)
     labels = {**LABELS, **(labels or {})}
     figure.update_xaxes(title_text=labels.get(x, x), showticklabels=True, **_scale(frame, x, "x" in log))

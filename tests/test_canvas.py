@@ -76,6 +76,12 @@ def test_panels_hold_their_own_rows_in_reading_order():
     assert [note.text for note in figure.layout.annotations] == [f"n = {n}" for n in range(1, 6)]
 
 
+def test_a_panel_with_a_name_needs_no_column_before_it():
+    frame = pd.DataFrame({"x": [1, 2], "y": [1, 2], "n": ["few", "many"]})
+    figure, _ = blank(frame, "x", "y", title="t", panel="n")
+    assert [note.text for note in figure.layout.annotations] == ["few", "many"]
+
+
 def test_every_panel_of_a_log_figure_is_log_and_shares_its_axes():
     frame = pd.DataFrame({"n": [1, 2], "x": [1.0, 30.0], "y": [1.0, 30.0]})
     figure, _ = blank(frame, "x", "y", title="t", panel="n", log="xy")
