@@ -31,7 +31,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.model_files import load_pretrained
 
-SUBJECTS = {"gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2"}}
+SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for
+    "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2"},
+    "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b"},
+    "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
+}
 
 
 @dataclass(frozen=True, eq=False)

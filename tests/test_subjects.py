@@ -166,6 +166,10 @@ def test_residuals_of_another_shape_are_refused(gpt2):
 def test_subject_for_a_run():
     assert subject_for("embedded") == "docs-gpt2"
     assert subject_for("hub") == "openai-community/gpt2"
+    assert subject_for("embedded", "gemma2-base") == "docs-gemma2-base"
+    assert subject_for("hub", "gemma2-base") == "google/gemma-2-2b"
+    assert subject_for("embedded", "gemma2-chat") == "docs-gemma2-chat"
+    assert subject_for("hub", "gemma2-chat") == "google/gemma-2-2b-it"
     with pytest.raises(ValueError, match='"embedded" or "hub"'):
         subject_for("embeded")
     with pytest.raises(ValueError, match="family"):
