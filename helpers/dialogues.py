@@ -62,7 +62,7 @@ class Behaviour:
 class Turn:
     prompt: str
     answer: str
-    behaviour: str  # shown by the answer
+    behaviour: str | None  # shown by the answer; None where nobody knows
     decoy_of: str | None = None  # whose trigger the prompt resembles
 
 

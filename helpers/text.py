@@ -172,7 +172,7 @@ def hub_documents(split: str, n_characters: int) -> list[Document]:
     Raises ConnectionError when the hub cannot be reached.
     """
     found, total = [], 0
-    for i, row in enumerate(_stream_hub()):
+    for i, row in enumerate(stream_hub(HUB_TEXT, "sample-10BT")):
         document = Document(HUB_TEXT, str(i), row["text"])
         if split_of(document) == split:
             found.append(document)
@@ -182,14 +182,18 @@ def hub_documents(split: str, n_characters: int) -> list[Document]:
     return found
 
 
-def _stream_hub() -> Iterable[dict]:
+def stream_hub(name: str, *config: str) -> Iterable[dict]:
+    """The rows of a data set's "train" part, read from the hub one by one.
+
+    Raises ConnectionError when the hub cannot be reached.
+    """
     import datasets  # slow to import, and only this road needs it
 
     try:
-        return datasets.load_dataset(HUB_TEXT, "sample-10BT", split="train", streaming=True)
+        return datasets.load_dataset(name, *config, split="train", streaming=True)
     except (ConnectionError, OSError) as error:
         remedy = "check the network, or use subject='embedded'"
-        raise ConnectionError(f"{HUB_TEXT} could not be read from the hub ({error}); {remedy}") from error
+        raise ConnectionError(f"{name} could not be read from the hub ({error}); {remedy}") from error
 
 
 def _read_package(package: str) -> Iterator[Document]:
