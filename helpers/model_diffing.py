@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -118,6 +119,24 @@ def activation_scaling(latents_and_pairs: Iterable[tuple[Tensor, Tensor]], direc
     if not sums.tokens:
         raise ValueError("there is nothing to scale: the batches are empty")
     return sums.scaling(sums.weighted, directions.detach().double())
+
+
+def latent_table(crosscoder: Crosscoder, x: Tensor, batch: int = 4096) -> pd.DataFrame:
+    """A row for each latent, read on x (n, 2, d_model): delta, class, cosine, rate, nu_<target> for each target.
+
+    rate is the share of tokens it is on for. A latent that never fires has no ratios (NaN).
+    """
+    delta, scaling = delta_norm(crosscoder), latent_scaling(crosscoder, x.split(batch))
+    ratios = {f"nu_{target}": scaling.nu(target) for target in TARGETS}
+    geometry = {"delta": delta, "class": classes(delta), "cosine": decoder_cosine(crosscoder)}
+    return pd.DataFrame(geometry | {"rate": scaling.fired / len(x)} | ratios)
+
+
+def inside_shared(table: pd.DataFrame, ratio: str = "nu_reconstruction", share: float = 0.95) -> pd.Series:
+    """Whether a latent's ratio lies in the central `share` of those of shared latents: bool, a row of a `latent_table`
+    each. All False where there are no shared latents."""
+    low, high = table[ratio][table["class"] == "shared"].quantile([(1 - share) / 2, (1 + share) / 2])
+    return table[ratio].between(low, high)
 
 
 class _Sums:

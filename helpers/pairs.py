@@ -80,8 +80,9 @@ class SubjectPair:
 
     def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (B, T, 2 d_model), base first."""
-        both = [s.residuals(tokens) / scale for s, scale in zip((self.base, self.chat), self.scales, strict=True)]
-        return torch.cat([both[0], both[1].to(both[0].device)], -1)
+        base = self.base.residuals(tokens)
+        chat = base if self.chat is self.base else self.chat.residuals(tokens).to(base.device)
+        return torch.cat([base / self.scales[0], chat / self.scales[1]], -1)
 
     def scaled(self, rows: torch.Tensor) -> "SubjectPair":
         """The pair with each model's mean norm at sqrt(d_model), measured on token rows (B, T) without their first."""

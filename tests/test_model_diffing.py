@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,9 @@ from helpers.model_diffing import (
     decoder_cosine,
     delta_norm,
     divergence,
+    inside_shared,
     latent_scaling,
+    latent_table,
     twins,
     variance_explained,
 )
@@ -196,3 +199,22 @@ def test_divergence_by_hand():
 def test_empty_input():
     with pytest.raises(ValueError, match="the batches are empty"):
         latent_scaling(random_crosscoder(), [])
+
+
+def test_a_row_for_each_latent():
+    crosscoder, x = random_crosscoder(), random_pairs()
+    table = latent_table(crosscoder, x, batch=7)
+    scaling = latent_scaling(crosscoder, [x])
+    np.testing.assert_allclose(table.delta, delta_norm(crosscoder))
+    np.testing.assert_allclose(table.rate, scaling.fired / len(x))
+    np.testing.assert_allclose(table.nu_error, scaling.nu("error"), rtol=1e-5)
+    assert list(table["class"]) == list(classes(delta_norm(crosscoder)))
+
+
+def test_inside_the_middle_of_the_shared_ones():
+    ratios = [*np.linspace(0, 1, 101), 0.5, 0.01, 2.0, np.nan]
+    table = pd.DataFrame({"class": ["shared"] * 101 + ["chat-only"] * 4, "nu_reconstruction": ratios})
+    inside = inside_shared(table)
+    assert inside[101:].tolist() == [True, False, False, False]
+    assert inside[:101].sum() == 95
+    assert not inside_shared(table[101:]).any()
