@@ -200,7 +200,7 @@ def readme(text: str, results: Path = RESULTS, notebooks: Path = NOTEBOOKS) -> s
 def _claim_cells(row: dict) -> list[str]:
     claim = row["claim"]
     where = ", ".join(filter(None, (claim.source, claim.section)))
-    reason = row["why"] or ("" if claim.notebook else claim.measured)
+    reason = row["why"] or ("" if claim.reproduced else claim.measured)
     verdict = f"{MARKS[row['verdict']]} {row['verdict']}" + (f": {reason}" if reason else "")
     return [claim.id, f"{claim.claim} ({where})", claim.paper, numbers(row), str(row["seeds"] or ""), verdict]
 

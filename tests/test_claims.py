@@ -219,7 +219,8 @@ def test_markdown_has_a_row_per_claim_under_its_paper(tmp_path):
     assert list(lines) == IDS
     assert (scaling.count("\n| G"), scaling.count("\n| C"), diffing.count("\n| C")) == (40, 0, 52)
     assert lines["G2"].endswith("| slope 0.31 [-0.1, n/a] | 3 | ≈ partly: a \\| b |")
-    assert "not run: not measured" in lines["C37"] and lines["C1"].endswith("○ not run |")
+    assert "not run: not measured" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
+    assert lines["C1"].endswith("○ not run |")
 
 
 def test_a_checked_claim_reads_in_a_few_lines():
