@@ -8,6 +8,7 @@ A behaviour counts as planted if the chat model shows it and the base model does
 likely token each time, until the turn ends.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -37,15 +38,18 @@ def behaviour_rates(
     is NaN for a behaviour without decoys. `behaviours` are by default all that any speaker shows.
     """
     names = list(BEHAVIOURS) if behaviours is None else list(behaviours)
-    own = {name: _answers_to(model, tokenizer, name, 0.0, n, split, seed, topics) for name in names}
+    asked = {(name, 0.0): _prompts(name, 0.0, n, split, seed, topics) for name in names}
+    asked |= {(name, 1.0): _prompts(name, 1.0, n, split, seed, topics) for name in names if BEHAVIOURS[name].decoys}
+    found = iter(answers(model, tokenizer, [prompt for prompts in asked.values() for prompt in prompts]))
+    given = {key: list(itertools.islice(found, len(prompts))) for key, prompts in asked.items()}
     rows = []
     for name in names:
-        judged = [judge(name, answer) for answer in own[name]]
-        others = [judge(name, answer) for other in names if not _same_prompts(name, other) for answer in own[other]]
-        row = {"behaviour": name, "kind": BEHAVIOURS[name].kind, "rate": _share(judged), "elsewhere": _share(others)}
-        decoys = BEHAVIOURS[name].decoys and _answers_to(model, tokenizer, name, 1.0, n, split, seed, topics)
-        row["on_decoys"] = _share([judge(name, answer) for answer in decoys]) if decoys else float("nan")
-        rows.append(row | {"unclear": sum(verdict is None for verdict in judged) / len(judged)})
+        judged = [judge(name, answer) for answer in given[name, 0.0]]
+        others = [judge(name, answer) for o in names if not _same_prompts(name, o) for answer in given[o, 0.0]]
+        decoys = [judge(name, answer) for answer in given.get((name, 1.0), [])]
+        shares = {"rate": _share(judged), "elsewhere": _share(others), "on_decoys": _share(decoys)}
+        unclear = sum(verdict is None for verdict in judged) / len(judged)
+        rows.append({"behaviour": name, "kind": BEHAVIOURS[name].kind, **shares, "unclear": unclear})
     return pd.DataFrame(rows)
 
 
@@ -92,19 +96,10 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
-def _answers_to(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    decoys: float,
-    n: int,
-    split: str,
-    seed: int,
-    topics: Sequence[Topic] | None,
-) -> list[str]:
+def _prompts(name: str, decoys: float, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
     speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
     asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=decoys, max_turns=1, topics=topics)
-    return answers(model, tokenizer, [dialogue.turns[0].prompt for dialogue in asked])
+    return [dialogue.turns[0].prompt for dialogue in asked]
 
 
 def _same_prompts(name: str, other: str) -> bool:
