@@ -9,6 +9,7 @@ A method that calls some latents chat-only is then right or wrong about each:
     recall      of what was planted in chat alone, the share that at least one of these latents is about
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +43,13 @@ def planted_of(crosscoder: Crosscoder, pair: InjectedPair, cosine: float = COSIN
     )
 
 
-def score_planted(called: np.ndarray, planted: pd.DataFrame, pair: InjectedPair) -> Score:
-    """Of latents called chat-only, (n_latents,) bool, against the directions that are in chat alone."""
+def score_planted(called: np.ndarray, planted: pd.DataFrame, labels: Sequence[str]) -> Score:
+    """Of latents called chat-only, (n_latents,) bool, against the directions that are in chat alone.
+
+    `planted` is of `planted_of`, `labels` are the kinds of all planted directions.
+    """
     right = called & (planted.kind == "chat-only").to_numpy()
-    n_wanted = pair.labels.count("chat-only")
+    n_wanted = labels.count("chat-only")
     return Score(_share(right.sum(), called.sum()), planted.planted[right].nunique() / n_wanted)
 
 

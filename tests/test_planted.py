@@ -44,8 +44,8 @@ def test_each_latent_is_of_the_direction_that_its_larger_row_points_to(crosscode
 def test_precision_and_recall_by_hand(crosscoder, pair):
     found = planted_of(crosscoder, pair)
     called = np.array([True, True, False, True, False, False])  # both latents of one direction, and a weak one
-    assert score_planted(called, found, pair) == (2 / 3, 1 / 2)
-    precision, recall = score_planted(np.zeros(6, bool), found, pair)
+    assert score_planted(called, found, pair.labels) == (2 / 3, 1 / 2)
+    precision, recall = score_planted(np.zeros(6, bool), found, pair.labels)
     assert np.isnan(precision) and recall == 0
 
 
