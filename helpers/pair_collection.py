@@ -111,6 +111,11 @@ class PairCollection:
         lr = plan.lr * (1024 / given["n_latents"]) ** 0.5
         return [CrosscoderCell(method, seed=seed, **{"lr": lr} | given) for seed in self.seeds[:seeds]]
 
+    def matched_k(self, l0: float) -> int:
+        """The k with which BatchTopK is as sparse as an L1 crosscoder of this L0; the plan's where it is within 5 %."""
+        reached = min(self.plan.n, max(1, round(l0)))
+        return self.plan.k if abs(reached / self.plan.k - 1) < 0.05 else reached
+
     def train(self, name: str, cells: list[CrosscoderCell]) -> Sweep:
         """Crosscoders of a pair, measured on its held-out tokens. What the cache holds is loaded."""
         return sweep(cells, self.stream(name).batches, self.heldout(name).x, self.plan.tokens, self.folder)

@@ -127,6 +127,12 @@ def test_larger_ones_learn_at_lower_rates_unless_told(open_shelf):
     assert shelf.cells("ReLU", lr=0.5)[0].lr == 0.5
 
 
+def test_k_meets_the_l0_of_the_other_method(open_shelf, monkeypatch):
+    monkeypatch.setitem(PLANS, "smoke", dataclasses.replace(TINY, n=500, k=100))
+    shelf = open_shelf()
+    assert [shelf.matched_k(l0) for l0 in (96.0, 104.4, 110.2, 0.2, 900.0)] == [100, 100, 110, 1, 500]
+
+
 def test_the_plan_is_filed_with_the_run(open_shelf):
     shelf = open_shelf(seeds=2)
     assert shelf._run.settings["pair_collection"] == dataclasses.asdict(TINY) | {"seeds": [3, 4]}
