@@ -5,6 +5,10 @@
     w_j    = sum_m |W_dec[m, j]|                                                 the size of latent j
     loss   = 1/2 sum_m |x[m] - x_hat[m]|  +  sparsity * sum_j f_j w_j            norms, not squares, by default
 
+With e[m] = x[m] - x_hat[m] the squared loss has a bridge to that of an autoencoder of chat - base (Dumas 2025):
+
+    loss   = |e[1]|^2 + |e[0]|^2 + 2 bridge e[0] . e[1]                         -1: |e[1] - e[0]|^2, only the difference
+
 Norms of the decoder are free: a latent whose rows have equal norms is shared, one with a zero row is one model's own.
 BatchTopK ranks latents by f_j w_j, so that scaling a decoder row up and its code down changes nothing.
 
@@ -30,6 +34,8 @@ class Crosscoder(SparseAutoencoder):
               norm of both rows together, which favours shared ones
     squared   the loss takes squared errors, as Lindsey et al. do
     init_norm of each decoder row at the start, the same for both models, as are their directions
+    bridge    from 0, both models' own errors, to -1, the error of their difference alone; the loss must be squared.
+              AuxK has dead latents rebuild both errors all the same
     """
 
     free_norms = True
@@ -43,14 +49,21 @@ class Crosscoder(SparseAutoencoder):
         init_norm: float = 1.0,
         size: str = "sum",
         squared: bool = False,
+        bridge: float = 0.0,
     ):
         if not isinstance(activation, ReLU | TopK | BatchTopK):
             raise ValueError(f"{type(activation).__name__} has no crosscoder: use ReLU, TopK or BatchTopK")
         super().__init__(d_model, n_latents, activation, seed)
         if size not in SIZES:
             raise ValueError(f"unknown size of a latent {size!r}: use one of {', '.join(SIZES)}")
-        self.size, self.squared = size, squared
+        if not -1 <= bridge <= 0 or (bridge and not squared):
+            raise ValueError(
+                f"bridge = {bridge}, squared = {squared}: a bridge is from 0 to -1, and needs squared=True"
+            )
+        self.size, self.bridge = size, bridge
+        self.squared = squared and not bridge  # else `misfit` is the loss
         self.switches = {"models": N_MODELS, "size": size, "squared": squared, "init_norm": init_norm}
+        self.switches |= {"bridge": bridge} if bridge else {}  # what has none keeps the identity it is stored under
         both = self.W_dec.data.repeat(1, N_MODELS)
         self.W_dec, self.W_enc = nn.Parameter(init_norm * both), nn.Parameter(both.clone())
         self.b_dec = nn.Parameter(torch.zeros(N_MODELS * d_model))
@@ -88,12 +101,16 @@ class Crosscoder(SparseAutoencoder):
         return super().decode(latents).unflatten(1, (N_MODELS, -1))
 
     def misfit(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """Mean length of the errors, over tokens and models: x and x_hat (batch, 2 d_model) -> ()."""
-        return torch.linalg.vector_norm((x - x_hat).unflatten(1, (N_MODELS, -1)), dim=-1).mean()
+        """Mean length of the errors, over tokens and models: x and x_hat (batch, 2 d_model) -> (). With a bridge, the
+        mean over tokens of both squares and their product."""
+        errors = (x - x_hat).unflatten(1, (N_MODELS, -1))
+        if self.bridge:
+            return (errors.square().sum((1, 2)) + 2 * self.bridge * torch.linalg.vecdot(*errors.unbind(1))).mean()
+        return torch.linalg.vector_norm(errors, dim=-1).mean()
 
     def unit(self, variance: Tensor) -> Tensor:
         """What the loss is counted in: the length of one model's typical deviation from the mean, or its square. ()"""
-        return variance if self.squared else (variance / N_MODELS).sqrt()
+        return variance if self.squared or self.bridge else (variance / N_MODELS).sqrt()
 
 
 class DecoupledCrosscoder(Crosscoder):

@@ -89,6 +89,7 @@ class CrosscoderCell(Cell):
     size: str = "sum"
     squared: bool = False
     decoupled: bool = False
+    bridge: float = 0.0
 
     def build(self, d_model: int) -> Crosscoder:
         kind, switches = DecoupledCrosscoder if self.decoupled else Crosscoder, self.switches()
@@ -96,7 +97,8 @@ class CrosscoderCell(Cell):
         return kind(d_model, int(self.n_latents), self.activation(), int(self.seed), **switches)
 
     def switches(self) -> dict:
-        return {name: getattr(self, name) for name in ("init_norm", "size", "squared", "decoupled")}
+        usual = {name: getattr(self, name) for name in ("init_norm", "size", "squared", "decoupled")}
+        return usual | ({"bridge": float(self.bridge)} if self.bridge else {})  # without one, files keep their names
 
 
 class Sweep(NamedTuple):
