@@ -114,6 +114,15 @@ def test_describe_leaves_dead_latents_out():
     assert found["low_share"] == pytest.approx((shared.cosine < 0.5).mean())
 
 
+def test_dead_latents_make_no_mode_and_no_chance():
+    crosscoder, dead = Crosscoder(8, 160, ReLU()), np.arange(160) >= 60
+    crosscoder.b_enc.data = torch.from_numpy(np.where(dead, -1e3, 10.0)).float()
+    crosscoder.W_dec.data[60:] = torch.eye(8)[0].repeat(2)  # dead, and all of one direction
+    crosscoder.W_dec.data[120:, :8] = 0  # dead, and chat-only
+    found = describe(crosscoder.eval(), torch.randn(16, 2, 8, generator=torch.Generator().manual_seed(0)))
+    assert (found["live"], found["modes"]) == (60, 1) and found["shuffled"] < 0.95
+
+
 def test_describe_of_a_crosscoder_that_is_dead():
     crosscoder = random_crosscoder()
     crosscoder.b_enc.data[:] = -1e3
