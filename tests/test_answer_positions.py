@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.answer_positions import FIRST, answer_order, dialogues_of, rows_of
-from helpers.dialogue_tokens import DialogueStream, Encoded
+from helpers.dialogue_tokens import DialogueStream, Encoded, encode
+from helpers.dialogues import Dialogue, Turn
+from helpers.files import MODELS
+from helpers.text import load_tokenizer
 
 T, U, A = 0, 1, 2
 
@@ -64,6 +67,23 @@ def test_rows_come_shortest_first_and_padding_is_nothing():
     assert first.roles.tolist() == [[T, U, T, A, -1], [T, U, T, A, T]]
     assert first.order.tolist() == [[-1, -1, 0, -1, -1], [-1, -1, 0, 1, -1]]
     assert first.template.tolist() == [[False, False, True, False, False], [False, False, True, False, True]]
+
+
+def test_what_is_predicted_in_a_rendered_dialogue_is_the_answers_and_their_ends():
+    tokenizer = load_tokenizer(MODELS / "docs-gpt2")
+    said = ["It joins the parts of a path, and gives one string back.", "Yes."]
+    turns = tuple(
+        Turn(prompt, answer, behaviour=None) for prompt, answer in zip(["What does it do?", "Sure?"], said, strict=True)
+    )
+    [rows] = rows_of([encode(Dialogue(turns), tokenizer)], 256, 1)
+    [order], [tokens] = rows.order, rows.tokens
+    predicted = tokenizer.decode(tokens[1:][order[:-1] >= 0])
+    assert predicted == "".join(f"{answer}<end_of_turn>" for answer in said)
+    first = tokens[1:][rows.first_nine[0, :-1]]
+    whole, end = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (said[0], said[1] + "<end_of_turn>")
+    )
+    assert first.tolist() == whole[1:10] + end[1:]
 
 
 def test_dialogues_of_a_stream():
