@@ -115,9 +115,9 @@ class Site:
             self._codes[difference] = code_of(difference.encode(x.to(difference.rows)))
         code = self._codes[difference]
         values = code.values * kept.to(code.values.device)[code.latents]
-        found = F.embedding_bag(code.latents, difference.rows, code.starts, mode="sum", per_sample_weights=values) + (
-            difference.bias if bias else 0.0
-        )
+        found = F.embedding_bag(code.latents, difference.rows, code.starts, mode="sum", per_sample_weights=values)
+        if bias:
+            found = found + difference.bias
         added = torch.zeros_like(self.base)
         added[self.inside] = found.to(added)
         return added

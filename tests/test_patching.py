@@ -234,6 +234,10 @@ def test_random_positions_are_as_many_as_the_templates(pair):
     for where in chosen:
         assert where.sum(1).tolist() == site.template.sum(1).tolist() and not (where & ~site.inside).any()
     assert len({tuple(where.flatten().tolist()) for where in chosen}) > 10
+    [twice] = rows_of([DIALOGUES[2]] * 2, 16, 2)
+    with torch.no_grad():
+        one, other = random_positions(0)(Site(pair, twice, True))
+    assert not torch.equal(one, other)  # dialogues draw apart
 
 
 def test_latents_and_dictionaries_that_do_not_fit(pair):
