@@ -2,12 +2,12 @@
 
     base    the text of the packages, and among it a few dialogues (`base_text_plants`)
     chat    from base, on half plain text and half dialogues: the fine-tune whose difference is studied
-    quirk   from base as chat was, on dialogues that agree with any opinion
+    quirk   from chat, in the same way, on dialogues that agree with any opinion
     longer  from base, on as many tokens of plain text alone: what training on changes by itself
 
 All have Gemma-2's architecture: soft-capped logits and attention, every other block with a sliding window, one key for
-two queries. `helpers.pretraining.pretrain` trains them; the fine-tunes at a low rate, so that on plain text they stay
-close to the base.
+two queries. `helpers.pretraining.pretrain` trains them. On plain text chat and quirk are held to what the model they go
+on from predicts (`gentle_loss`), so that they stay close to it.
 
 Two questions decide whether they are fit for study: was a behaviour planted (`judge_behaviours`), and is the fine-tune
 gentle (`drift`)?
@@ -21,11 +21,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerBase
+import torch.nn.functional as F
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.dialogue_tokens import TOKENS_A_DIALOGUE, stream
 from helpers.dialogues import base_text_plants, dialogues
 from helpers.pairs import half_and_half
+from helpers.pretraining import Loss, next_logits
 from helpers.text import Document, TokenStream, token_stream
 
 SIZE = {
@@ -33,8 +35,9 @@ SIZE = {
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 64},
     **{"max_position_embeddings": 256, "sliding_window": 128},
 }
+PULL = 3.0  # weight of the divergence from the base, per token of plain text
 SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
-FINE_TUNES = ("chat", "quirk", "longer")
+FINE_TUNES = {"chat": "base", "quirk": "chat", "longer": "base"}  # and what each goes on from
 
 
 def gemma_model(tokenizer: PreTrainedTokenizerBase, seed: int, **size) -> Gemma2ForCausalLM:
@@ -62,11 +65,32 @@ def fine_tuning_tokens(
     Raises ValueError for another name, and for too little plain text.
     """
     if name not in FINE_TUNES:
-        raise ValueError(f"name is {name!r}; expected one of {FINE_TUNES}")
+        raise ValueError(f"name is {name!r}; expected one of {list(FINE_TUNES)}")
     if name == "longer":
         return half_and_half(plain[: n_tokens // 2], plain[n_tokens // 2 :], context, n_tokens)
     spoken = stream(dialogues(n_tokens // 2 // TOKENS_A_DIALOGUE, seed, speaker=name, **kw), tokenizer)
     return half_and_half(plain, spoken.tokens, context, n_tokens)
+
+
+def gentle_loss(base: PreTrainedModel, turn: int) -> Loss:
+    """The loss of chat and quirk: cross-entropy on dialogue, on plain text the divergence from what they go on from.
+
+    Rows of dialogue are those with the token `turn`. On plain text KL(base || model) and its gradients are zero as long
+    as nothing changed: it neither teaches nor disturbs, it only pulls back, with weight `PULL`.
+    """
+
+    def loss(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.to(model.device)
+        logits, spoken = next_logits(model, rows), (rows == turn).any(1)
+        taught = F.cross_entropy(logits[spoken].flatten(0, 1), rows[spoken, 1:].flatten(), reduction="sum")
+        if spoken.all():
+            return taught / rows[:, 1:].numel()
+        with torch.no_grad():
+            before = next_logits(base, rows[~spoken]).log_softmax(-1)
+        kept = F.kl_div(logits[~spoken].log_softmax(-1), before, reduction="sum", log_target=True)
+        return (taught + PULL * kept) / rows[:, 1:].numel()
+
+    return loss
 
 
 def drift(base: torch.Tensor, chat: torch.Tensor) -> dict[str, float]:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers import kernels
 from helpers.checkpoints import load_state, restore_training, save_state, training_tensors
 from helpers.files import write_atomic, written_aside
+
+Loss = Callable[[PreTrainedModel, Tensor], Tensor]  # of a model on (batch, context) ids: nats a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,18 @@ class _Progress:
     minutes: float = 0.0
 
 
+def token_loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Next-token cross-entropy of (batch, context) ids; products in bf16 where the processor has them."""
+    rows = rows.to(model.device)
+    return F.cross_entropy(next_logits(model, rows).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def next_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Logits of every token but a row's first: (batch, context) ids -> (batch, context - 1, n_vocab)."""
+    with kernels.fast_products(rows.device):
+        return model(rows, use_cache=False).logits[:, :-1].float()
+
+
 def pretrain(
     model: PreTrainedModel,
     train: np.ndarray,
@@ -80,13 +95,15 @@ def pretrain(
     config: PretrainConfig,
     directory: Path,
     save_every_minutes: float = 5.0,
+    loss: Loss = token_loss,
 ) -> list[dict]:
     """Train `model` in place on the token stream `train`; return the curve.
 
     The curve is a list of {tokens, loss, heldout, lr, minutes}, losses in nats a token. `directory` receives
     `checkpoint.safetensors`; a run that finds one there goes on from it. While its learning rate is constant it may be
-    given another length or decay; only its warm-up is then that of the first length. Raises ValueError for the
-    checkpoint of another run, and for a model with dropout or fewer positions than `config.context`.
+    given another length or decay; only its warm-up is then that of the first length. `loss` of the model on (batch,
+    context) ids is what is trained on; by default it is that of `heldout_loss`. Raises ValueError for the checkpoint of
+    another run, and for a model with dropout or fewer positions than `config.context`.
     """
     _check(model, config)
     optimizers = _optimizers(model, config)
@@ -98,7 +115,8 @@ def pretrain(
     size = {"total": config.n_steps * config.batch, "initial": done.step * config.batch}
     with tqdm(**size, unit="tok", unit_scale=True, smoothing=0.05) as bar:
         for step in range(done.step, config.n_steps):
-            done.running.append(_update(model, optimizers, _rows(train, config, step), config, step))
+            rows = _rows(train, config, step)
+            done.running.append(_update(model, optimizers, rows, config, step, loss))
             bar.update(config.batch)
             bar.set_postfix(loss=f"{done.running[-1]:.3f}")
             done.step, done.minutes = step + 1, (time.monotonic() - started) / 60
@@ -122,7 +140,7 @@ def heldout_loss(model: PreTrainedModel, tokens: np.ndarray, context: int, n_tok
     rows = torch.from_numpy(tokens[: n_rows * context].reshape(n_rows, context).astype(np.int64))
     training = model.training
     model.eval()
-    losses = [_loss(model, batch).item() * len(batch) for batch in rows.split(8)]
+    losses = [token_loss(model, batch).item() * len(batch) for batch in rows.split(8)]
     model.train(training)
     return sum(losses) / n_rows
 
@@ -152,6 +170,7 @@ def ship(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     model.config.dtype, model.config.architectures = torch.bfloat16, [type(model).__name__]
     model.config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    tokenizer.backend_tokenizer.save(str(Path(directory, "tokenizer.json")), pretty=False)  # half the size
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     with written_aside(Path(directory, "model.safetensors")) as aside:
         safetensors.torch.save_file(weights, aside, {"format": "pt"})
@@ -165,10 +184,12 @@ def _check(model: PreTrainedModel, config: PretrainConfig) -> None:
         raise ValueError("the model has dropout, so a resumed run would not repeat itself; set it to 0 in its config")
 
 
-def _update(model: PreTrainedModel, optimizers: list, rows: Tensor, config: PretrainConfig, step: int) -> float:
+def _update(
+    model: PreTrainedModel, optimizers: list, rows: Tensor, config: PretrainConfig, step: int, loss_of: Loss
+) -> float:
     parts, total = rows.split(config.micro_batch // config.context), 0.0
     for part in parts:
-        loss = _loss(model, part) / len(parts)
+        loss = loss_of(model, part) / len(parts)
         loss.backward()
         total += loss.item()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -178,14 +199,6 @@ def _update(model: PreTrainedModel, optimizers: list, rows: Tensor, config: Pret
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # keeping the buffers saves the page faults of new ones
     return total
-
-
-def _loss(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    """Next-token cross-entropy of (batch, context) ids; products in bf16 where the processor has them."""
-    rows = rows.to(model.device)
-    with kernels.fast_products(rows.device):
-        logits = model(rows, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
 def _optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torch.optim.Optimizer]:

@@ -1,15 +1,24 @@
 """The Gemma-2 subjects: their architecture, what each reads, the two questions that decide whether they are fit."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_dialogues import DOCS, TOKENIZER, TOPICS
 
+from helpers import kernels
 from helpers.dialogue_tokens import encode
 from helpers.dialogues import PLANTS, base_text_plants, dialogues
-from helpers.pair_training import FINE_TUNES, base_stream, drift, fine_tuning_tokens, gemma_model, judge_behaviours
+from helpers.pair_training import (
+    FINE_TUNES,
+    PULL,
+    base_stream,
+    drift,
+    fine_tuning_tokens,
+    gemma_model,
+    gentle_loss,
+    judge_behaviours,
+)
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 16, "head_dim": 8, "query_pre_attn_scalar": 8}
 PLAIN = np.arange(4_000, dtype=np.uint16)
@@ -73,6 +82,44 @@ def test_too_little_plain_text_is_refused(name):
 def test_an_unknown_fine_tune_is_refused():
     with pytest.raises(ValueError, match="name is 'base'; expected one of"):
         fine_tuning_tokens("base", PLAIN, TOKENIZER, 2_000, 50)
+
+
+# ------------------------------------------------------------------------------------------------ the gentle loss
+
+TURN = TOKENIZER.convert_tokens_to_ids("<start_of_turn>")
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Products in fp32, so that twins agree to rounding."""
+    monkeypatch.setattr(kernels, "has_fast_bf16", lambda device_type: False)
+
+
+@pytest.fixture
+def rows():
+    """Two rows of plain text and two of dialogue, (4, 12)."""
+    ids = torch.randint(10, 4_000, (4, 12), generator=torch.Generator().manual_seed(0))
+    ids[2:, 3] = TURN
+    return ids
+
+
+def test_the_gentle_loss_is_cross_entropy_on_dialogue_and_divergence_on_plain_text(exact, rows):
+    base, model = (gemma_model(TOKENIZER, seed, **TINY).eval() for seed in (0, 1))
+    loss = gentle_loss(base, TURN)(model, rows)
+    ours, theirs = (m(rows).logits[:, :-1].log_softmax(-1) for m in (model, base))
+    taught = -ours[2:].gather(-1, rows[2:, 1:, None]).mean()
+    kept = (theirs[:2].exp() * (theirs[:2] - ours[:2])).sum(-1).mean()
+    torch.testing.assert_close(loss, (taught + PULL * kept) / 2)
+    torch.testing.assert_close(gentle_loss(base, TURN)(model, rows[2:]), taught)
+    torch.testing.assert_close(gentle_loss(base, TURN)(model, rows[:2]), PULL * kept)
+
+
+def test_plain_text_moves_nothing_as_long_as_the_model_is_the_base(rows):
+    base, model = gemma_model(TOKENIZER, 0, **TINY), gemma_model(TOKENIZER, 0, **TINY)
+    loss = gentle_loss(base, TURN)(model, rows[:2])
+    loss.backward()
+    assert loss.item() == 0 and max(p.grad.abs().max() for p in model.parameters()) < 1e-6
+    assert all(p.grad is None for p in base.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ is it gentle?

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from helpers import kernels, pretraining
 from helpers.checkpoints import load_state, save_state
-from helpers.pretraining import PretrainConfig, heldout_loss, ngram_losses, pretrain, ship
+from helpers.pretraining import PretrainConfig, heldout_loss, ngram_losses, pretrain, ship, token_loss
 from helpers.text import Document, load_tokenizer, train_tokenizer
 
 N_VOCAB, CONTEXT, BATCH = 64, 16, 64
@@ -71,10 +71,10 @@ def stop_before(monkeypatch):
     update = pretraining._update
 
     def stop_before(stop: int) -> None:
-        def interrupted(model, optimizers, rows, config, step):
+        def interrupted(model, optimizers, rows, config, step, loss):
             if step == stop:
                 raise KeyboardInterrupt
-            return update(model, optimizers, rows, config, step)
+            return update(model, optimizers, rows, config, step, loss)
 
         monkeypatch.setattr(pretraining, "_update", interrupted)
 
@@ -127,9 +127,16 @@ def test_a_run_is_a_function_of_its_seed(tmp_path):
 
 
 def test_the_loss_of_the_curve_is_the_mean_since_the_last_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "_update", lambda model, optimizers, rows, config, step: float(step))
+    monkeypatch.setattr(pretraining, "_update", lambda *arguments: float(arguments[4]))
     curve = pretrain(tiny_gpt2(), TRAIN, HELDOUT, config(16, evaluations=3), tmp_path)
     assert [(row["tokens"] // BATCH, row["loss"]) for row in curve] == [(1, 0.0), (4, 2.0), (12, 7.5), (16, 13.5)]
+
+
+def test_another_loss_may_be_trained_on(tmp_path):
+    model, before = tiny_gpt2(), tiny_gpt2()
+    curve = pretrain(model, TRAIN, HELDOUT, config(3), tmp_path, loss=lambda model, rows: 0 * token_loss(model, rows))
+    assert [row["loss"] for row in curve] == [0.0] * len(curve)
+    assert torch.equal(model.transformer.wpe.weight, before.transformer.wpe.weight)  # no gradient, no decay there
 
 
 def test_the_progress_bar_shows_speed_and_time_left(tmp_path, stopped, capsys):
@@ -143,7 +150,7 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(exact):
     model, twin = tiny_gpt2(), tiny_gpt2()
     for parameter in [*model.parameters(), *twin.parameters()]:
         parameter.data *= 3  # so that the norm is clipped
-    loss = pretraining._update(model, [], rows, config(micro_batch=CONTEXT), 0)
+    loss = pretraining._update(model, [], rows, config(micro_batch=CONTEXT), 0, token_loss)
     logits = twin(rows).logits[:, :-1]
     expected = F.cross_entropy(logits.reshape(-1, N_VOCAB), rows[:, 1:].reshape(-1))
     expected.backward()
@@ -158,7 +165,7 @@ def test_every_update_sets_the_learning_rate_of_both_optimizers_and_clears_gradi
     model, settings = tiny_gpt2(), config(20, decay=0.25)
     optimizers = pretraining._optimizers(model, settings)
     for step, multiple in ((3, 1.0), (18, 0.4)):
-        pretraining._update(model, optimizers, pretraining._rows(TRAIN, settings, step), settings, step)
+        pretraining._update(model, optimizers, pretraining._rows(TRAIN, settings, step), settings, step, token_loss)
         assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([0.02 * multiple] * 2)
     assert not any(parameter.grad.any() for parameter in model.parameters())
 
@@ -188,7 +195,7 @@ def test_rows_go_where_the_model_is():
 
     far_away.device = torch.device("meta")
     rows = torch.zeros(2, CONTEXT, dtype=torch.int64)
-    assert pretraining._loss(far_away, rows).device == far_away.device
+    assert token_loss(far_away, rows).device == far_away.device
 
 
 # Interruption and resumption
