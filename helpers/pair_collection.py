@@ -53,6 +53,7 @@ PLANS = {
     "smoke": Plan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
     "laptop": Plan(1024, 24, 0.05, 300_000, 220_000, 32_768),
     "reference": Plan(1024, 24, 0.05, 300_000, 300_000, 32_768),
+    "long": Plan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
     "paper": Plan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
 }
 
@@ -70,11 +71,12 @@ class Heldout(NamedTuple):
 class PairCollection:
     """The subjects, their activations, and crosscoders trained on them on demand.
 
-    `seeds` counts up from the run's. `reference` takes the large plan in place of the scale's.
+    `seeds` counts up from the run's. `reference` takes a larger plan in place of the scale's, by name if it is not the
+    one of that name.
     """
 
-    def __init__(self, run: Run, seeds: int = 3, reference: bool = False):
-        self.plan = PLANS["reference" if reference else run.scale]
+    def __init__(self, run: Run, seeds: int = 3, reference: bool | str = False):
+        self.plan = PLANS[{True: "reference", False: run.scale}.get(reference, reference)]
         self.seeds = [run.seed + i for i in range(seeds)]
         self._run = run
         run.settings["pair_collection"] = dataclasses.asdict(self.plan) | {"seeds": self.seeds}

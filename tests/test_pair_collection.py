@@ -137,6 +137,7 @@ def test_the_plan_is_filed_with_the_run(open_shelf):
     shelf = open_shelf(seeds=2)
     assert shelf._run.settings["pair_collection"] == dataclasses.asdict(TINY) | {"seeds": [3, 4]}
     assert open_shelf(reference=True).plan == PLANS["reference"]
+    assert open_shelf(reference="long").plan == PLANS["long"]
 
 
 def test_pairs_that_do_not_exist(open_shelf):
