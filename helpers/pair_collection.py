@@ -180,8 +180,8 @@ class PairCollection:
         return text
 
     def _dialogue(self, split: str) -> DialogueStream:
-        """In the words of the chat model, which both models read."""
-        return dialogue_text_for(self._run.subject, split, self.base.tokenizer, self._n(split), seed=self._run.seed)
+        """In the words and the template of the chat model; a base of the hub has no template."""
+        return dialogue_text_for(self._run.subject, split, self.chat.tokenizer, self._n(split), seed=self._run.seed)
 
     def _n(self, split: str) -> int:
         return self.plan.text if split == "train" else self.plan.heldout
