@@ -104,7 +104,7 @@ def test_sparse_step_equals_dense_autograd(of_batch, batch, d, n, k, seed):
 def test_a_code_among_some_latents_is_that_of_a_smaller_autoencoder(seed, k, m):
     random = torch.Generator().manual_seed(seed)
     W_enc, W_dec = torch.randn(2, 40, 6, generator=random).unbind()
-    b_enc, b_dec, x = torch.randn(40, generator=random), torch.randn(6, generator=random), torch.randn(5, 6)
+    b_enc, b_dec, x = (torch.randn(size, generator=random) for size in (40, 6, (5, 6)))
     some = torch.randperm(40, generator=random)[:m].sort().values
     k = min(k, m)
     whole = [w.clone().requires_grad_() for w in (W_enc, b_enc, b_dec, W_dec)]
@@ -112,7 +112,7 @@ def test_a_code_among_some_latents_is_that_of_a_smaller_autoencoder(seed, k, m):
     for (*encoder, decoder), among in ((whole, some), (part, None)):
         kernels.decode_sparse(kernels.encode_topk(x, *encoder, k, among=among), decoder).square().sum().backward()
     for a, b in zip(whole, part, strict=True):
-        torch.testing.assert_close(a.grad[some] if len(a) == 40 else a.grad, b.grad)
+        torch.testing.assert_close(a.grad[some] if len(a) == 40 else a.grad, b.grad, rtol=1e-4, atol=1e-3)
     assert (whole[3].grad[[i for i in range(40) if i not in some]] == 0).all()
 
 
