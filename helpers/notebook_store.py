@@ -119,7 +119,11 @@ def _joined(streams: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def last_state(text: str) -> str:
-    """What a terminal would still show: of each line, only what follows its last carriage return."""
+    """What a terminal would still show: of each line, only what follows its last carriage return.
+
+    A bar below another bar, which goes down a line and up again, is gone when it is done.
+    """
+    text = re.sub(r"\n\r[^\n]*\x1b\[A", "", text)
     return re.sub(r"[^\n]*\r(?!\n)|\x1b\[A", "", text)
 
 

@@ -98,6 +98,7 @@ def test_a_run_that_failed_or_never_was_cannot_be_stored(pair):
 def test_a_progress_bar_is_reduced_to_its_last_state():
     assert last_state("a\r 10%\r 20%\nb\r\nc") == " 20%\nb\r\nc"
     assert last_state("  0%|  |\r100%|##|\n\x1b[A") == "100%|##|\n"
+    assert last_state("\r 50%\n\r 17%\x1b[A\n\r 99%\x1b[A\n\r    \x1b[A\r100%\n") == "100%\n"
 
 
 def test_streams_are_joined_where_they_touch_and_empty_ones_dropped():
