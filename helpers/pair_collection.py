@@ -1,14 +1,21 @@
-"""Pairs of models, and the crosscoders that read them (notebooks 09 and 10), trained once and kept in the cache.
+"""Pairs of models, and the dictionaries that read them (notebooks 09 to 12), trained once and kept in the cache.
 
     chat           base against the chat model: what the fine-tune changed
     scaled         the same, each model's activations divided by their mean norm over sqrt(d_model)
     longer         base against itself trained on with plain text: what training on changes (embedded subject only)
     self           base against itself: nothing differs
+    quirk          chat against itself trained on to agree with any opinion (embedded subject only)
     injected       activations of base, with planted directions on top: the truth is known
     injected-gpt2  the same on the GPT-2 of the first notebooks
 
-All read half plain text and half dialogue, but for the last, which reads plain text. What one notebook has trained the
-next one loads. The reference collection sees more tokens and seeds; what was measured on it is stored.
+All read half plain text and half dialogue, but for the last, which reads plain text. Dialogues are those of the chat
+model, for the quirk its own. What one notebook has trained the next one loads. The reference collection sees more
+tokens and seeds; what was measured on it is stored.
+
+Crosscoders read both models. An autoencoder reads a view of the pair (`helpers.differences`), at equal terms:
+
+    pairs.train("chat", pairs.cells("BatchTopK"))
+    pairs.train("chat", pairs.cells("BatchTopK", kind=Cell), view="difference")
 """
 
 import dataclasses
@@ -21,16 +28,17 @@ import torch
 
 from helpers.activations import ActivationStream, Harvest, harvest_rows
 from helpers.dialogue_tokens import DialogueStream, dialogue_text_for
+from helpers.differences import ViewedStream, view_of
 from helpers.files import cache_dir
 from helpers.injected import InjectedPair, Truth
 from helpers.pairs import SubjectPair, half_and_half
 from helpers.runs import Run
 from helpers.subjects import Subject, load_subject, subject_for, warn_if_other_corpus
-from helpers.sweeps import CrosscoderCell, Sweep, sweep
+from helpers.sweeps import Cell, CrosscoderCell, Sweep, sweep
 from helpers.text import TokenStream, text_for
 
-PAIRS = ("chat", "scaled", "longer", "self", "injected", "injected-gpt2")
-LONGER = "docs-gemma2-longer"
+PAIRS = ("chat", "scaled", "longer", "self", "quirk", "injected", "injected-gpt2")
+TRAINED_ON = {"longer": "docs-gemma2-longer", "quirk": "docs-gemma2-quirk"}  # which no hub has
 SCALE_ROWS = 64  # token rows that `scaled` measures norms on
 
 
@@ -94,33 +102,47 @@ class PairCollection:
     @cached_property
     def pairs(self) -> list[str]:
         """The pairs that this subject has."""
-        return [name for name in PAIRS if name != "longer" or self._run.subject == "embedded"]
+        return [name for name in PAIRS if name not in TRAINED_ON or self._run.subject == "embedded"]
 
     def pair(self, name: str) -> SubjectPair:
         """Raises ValueError for a pair that does not exist."""
         if name not in self.pairs or name.startswith("injected"):
             raise ValueError(f"there is no pair of models {name!r}: choose of {', '.join(self.pairs[:-2])}")
-        if name == "longer":
-            return SubjectPair(self.base, load_subject(LONGER, dtype=self._dtype))
+        if name in TRAINED_ON:
+            before = self.base if name == "longer" else self.chat
+            return SubjectPair(before, load_subject(TRAINED_ON[name], dtype=self._dtype))
         pair = SubjectPair(self.base, self.base if name == "self" else self.chat)
         return pair.scaled(self._rows("train")[:: len(self._rows("train")) // SCALE_ROWS]) if name == "scaled" else pair
 
-    def cells(self, method: str, sparsity: float | None = None, seeds: int | None = None, **changes) -> list:
-        """A crosscoder "ReLU" (with an L1 price) or "BatchTopK" for each seed; `changes` are of `CrosscoderCell`."""
+    def cells(
+        self,
+        method: str,
+        sparsity: float | None = None,
+        seeds: int | None = None,
+        kind: type[Cell] = CrosscoderCell,
+        **changes,
+    ) -> list[Cell]:
+        """A "ReLU" (with an L1 price) or "BatchTopK" for each seed; `changes` are of the kind of cell."""
         plan = self.plan
         usual = {"n_latents": plan.n, "sparsity": plan.price if method == "ReLU" else plan.k, "tokens": plan.tokens}
         given = usual | ({} if sparsity is None else {"sparsity": sparsity}) | changes
         lr = plan.lr * (1024 / given["n_latents"]) ** 0.5
-        return [CrosscoderCell(method, seed=seed, **{"lr": lr} | given) for seed in self.seeds[:seeds]]
+        return [kind(method, seed=seed, **{"lr": lr} | given) for seed in self.seeds[:seeds]]
 
     def matched_k(self, l0: float) -> int:
         """The k with which BatchTopK is as sparse as an L1 crosscoder of this L0; the plan's where it is within 5 %."""
         reached = min(self.plan.n, max(1, round(l0)))
         return self.plan.k if abs(reached / self.plan.k - 1) < 0.05 else reached
 
-    def train(self, name: str, cells: list[CrosscoderCell]) -> Sweep:
-        """Crosscoders of a pair, measured on its held-out tokens. What the cache holds is loaded."""
-        return sweep(cells, self.stream(name).batches, self.heldout(name).x, self.plan.tokens, self.folder)
+    def train(self, name: str, cells: list[Cell], view: str | None = None) -> Sweep:
+        """Crosscoders of a pair, or autoencoders of a view of it, measured on its held-out tokens.
+
+        What the cache holds is loaded. Raises ValueError for a view that does not exist.
+        """
+        stream, x = self.stream(name), self.heldout(name).x
+        if view is not None:
+            stream, x = ViewedStream(stream, view), view_of(x, view)
+        return sweep(cells, stream.batches, x, self.plan.tokens, self.folder)
 
     def truth(self, name: str) -> Truth:
         """What was planted at the held-out tokens of an injected pair."""
@@ -136,7 +158,7 @@ class PairCollection:
             text = text_for(self._run.subject, "train", self._gpt2.tokenizer, self.plan.text)
             return InjectedPair(self._activations(self._gpt2, text.tokens), seed=self._run.seed)
         subject = self.base if name == "injected" else self.pair(name)
-        activations = self._activations(subject, self._tokens("train"))
+        activations = self._activations(subject, self._tokens("train", _speaker(name)))
         return InjectedPair(activations, seed=self._run.seed) if name == "injected" else activations
 
     def _heldout(self, name: str) -> Heldout:
@@ -144,9 +166,9 @@ class PairCollection:
         if name.startswith("injected"):
             x = self._planted(name)[0]
             return Heldout(x, *np.full((4, len(x)), -1))
-        pair, rows = self.pair(name), self._rows("heldout")
+        pair, rows = self.pair(name), self._rows("heldout", _speaker(name))
         parts = [harvest_rows(pair, some, self._harvest) for some in rows.split(self._harvest.rows)]
-        labels = (array[:, 1:].ravel() for array in (rows.numpy(), *self._labels()))
+        labels = (array[:, 1:].ravel() for array in (rows.numpy(), *self._labels(_speaker(name))))
         return Heldout(torch.cat(parts).unflatten(1, (2, -1)), *labels)
 
     def _planted(self, name: str) -> tuple[torch.Tensor, Truth]:
@@ -179,24 +201,31 @@ class PairCollection:
         warn_if_other_corpus(self.base, text.corpus)
         return text
 
-    def _dialogue(self, split: str) -> DialogueStream:
-        """In the words and the template of the chat model; a base of the hub has no template."""
-        return dialogue_text_for(self._run.subject, split, self.chat.tokenizer, self._n(split), seed=self._run.seed)
+    def _dialogue(self, split: str, speaker: str) -> DialogueStream:
+        """In the template of the chat model; a base of the hub has none."""
+        options = {"seed": self._run.seed, "speaker": speaker}
+        return dialogue_text_for(self._run.subject, split, self.chat.tokenizer, self._n(split), **options)
 
     def _n(self, split: str) -> int:
         return self.plan.text if split == "train" else self.plan.heldout
 
-    def _rows(self, split: str) -> torch.Tensor:
+    def _rows(self, split: str, speaker: str = "chat") -> torch.Tensor:
         """(rows, context): the upper half plain text, the lower half dialogue."""
-        return torch.from_numpy(self._tokens(split).astype(np.int64)).view(-1, self.plan.context)
+        return torch.from_numpy(self._tokens(split, speaker).astype(np.int64)).view(-1, self.plan.context)
 
-    def _tokens(self, split: str) -> np.ndarray:
-        return half_and_half(self._text(split).tokens, self._dialogue(split).tokens, self.plan.context, self._n(split))
+    def _tokens(self, split: str, speaker: str) -> np.ndarray:
+        spoken = self._dialogue(split, speaker).tokens
+        return half_and_half(self._text(split).tokens, spoken, self.plan.context, self._n(split))
 
-    def _labels(self) -> list[np.ndarray]:
+    def _labels(self, speaker: str) -> list[np.ndarray]:
         """Roles, behaviours and decisions of the held-out rows, (rows, context) each."""
-        spoken, half = self._dialogue("heldout"), self._tokens("heldout").size // 2
+        spoken, half = self._dialogue("heldout", speaker), self._tokens("heldout", speaker).size // 2
         labels = (
             array[:half].reshape(-1, self.plan.context) for array in (spoken.roles, spoken.behaviours, spoken.decisions)
         )
         return [np.concatenate([np.full_like(array, -1), array]) for array in labels]
+
+
+def _speaker(name: str) -> str:
+    """Whose dialogues a pair reads."""
+    return "quirk" if name == "quirk" else "chat"

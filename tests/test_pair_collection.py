@@ -9,10 +9,12 @@ import torch
 from twins import D_MODEL, N_VOCAB, save_tiny
 
 from helpers import pair_collection, sweeps
+from helpers.differences import ViewedStream
 from helpers.injected import InjectedPair
 from helpers.pair_collection import PAIRS, PLANS, PairCollection
 from helpers.runs import Run
 from helpers.subjects import load_subject
+from helpers.sweeps import Cell
 
 TINY = dataclasses.replace(PLANS["smoke"], n=16, k=2, tokens=512, text=1024, heldout=256, context=8, batch_size=64)
 MODELS = {"gemma2-base": ("gemma2", 0), "gemma2-chat": ("gemma2", 1), "gpt2": ("gpt2", 0)}
@@ -21,7 +23,8 @@ MODELS = {"gemma2-base": ("gemma2", 0), "gemma2-chat": ("gemma2", 1), "gpt2": ("
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = {name: save_tiny(tmp_path_factory.mktemp(name), *kind) for name, kind in MODELS.items()}
-    return made | {"longer": save_tiny(tmp_path_factory.mktemp("longer"), "gemma2", 2)}
+    others = {name: save_tiny(tmp_path_factory.mktemp(name), "gemma2", i) for i, name in ((2, "longer"), (3, "quirk"))}
+    return made | others
 
 
 @pytest.fixture
@@ -34,10 +37,10 @@ def open_shelf(folders, monkeypatch, tmp_path):
     def text_for(subject, split, tokenizer, n_tokens):
         return types.SimpleNamespace(tokens=ids(n_tokens, len(split)), corpus={})
 
-    def dialogue_text_for(subject, split, tokenizer, n_tokens, seed):
+    def dialogue_text_for(subject, split, tokenizer, n_tokens, seed, speaker):
         order = np.arange(n_tokens)
         roles, behaviours, decisions = order % 3, order % 5 - 1, order % 7 - 1
-        tokens = ids(n_tokens, 10 + len(split))
+        tokens = ids(n_tokens, 10 + len(split) + 100 * (speaker == "quirk"))
         return types.SimpleNamespace(tokens=tokens, roles=roles, behaviours=behaviours, decisions=decisions)
 
     def load(name, **options):
@@ -48,7 +51,8 @@ def open_shelf(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("SUITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pair_collection, "load_subject", load)
     monkeypatch.setattr(pair_collection, "subject_for", lambda subject, family="gpt2": folders[family])
-    monkeypatch.setattr(pair_collection, "LONGER", folders["longer"])
+    for name in pair_collection.TRAINED_ON:
+        monkeypatch.setitem(pair_collection.TRAINED_ON, name, folders[name])
     monkeypatch.setattr(pair_collection, "text_for", text_for)
     monkeypatch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
     monkeypatch.setattr(pair_collection, "SCALE_ROWS", 4)
@@ -120,6 +124,27 @@ def test_trained_once_then_loaded(open_shelf, monkeypatch):
         shelf.train("injected", cells)  # another stream is another crosscoder
 
 
+def test_the_quirk_is_read_against_chat_in_its_own_dialogues(open_shelf, folders):
+    shelf = open_shelf()
+    rows = shelf._rows("heldout", "quirk")
+    half = len(rows) // 2
+    assert torch.equal(rows[:half], shelf._rows("heldout")[:half]) and not torch.equal(rows, shelf._rows("heldout"))
+    for model, name in enumerate(("gemma2-chat", "quirk")):
+        expected = load_subject(folders[name]).residuals(rows)[:, 1:].flatten(0, 1)
+        torch.testing.assert_close(shelf.heldout("quirk").x[:, model], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_autoencoder_reads_a_view_of_the_pair(open_shelf):
+    shelf = open_shelf(seeds=1)
+    cells = shelf.cells("BatchTopK", kind=Cell)
+    (sae,) = shelf.train("chat", cells, "difference").saes.values()
+    assert sae.W_dec.shape == (16, D_MODEL)
+    alone = sweeps.sweep(cells, ViewedStream(shelf.stream("chat"), "difference").batches, torch.randn(8, D_MODEL), 512)
+    assert torch.equal(sae.W_dec, alone.saes[cells[0]].W_dec)
+    with pytest.raises(ValueError, match="no view 'sum' of a pair: choose of difference, chat, base"):
+        shelf.train("chat", cells, "sum")
+
+
 def test_larger_ones_learn_at_lower_rates_unless_told(open_shelf):
     shelf = open_shelf(seeds=1)
     small, large = (shelf.cells("ReLU", n_latents=n)[0].lr for n in (16, 64))
@@ -141,8 +166,8 @@ def test_the_plan_is_filed_with_the_run(open_shelf):
 
 
 def test_pairs_that_do_not_exist(open_shelf):
-    assert open_shelf().pairs == list(PAIRS) and "longer" not in open_shelf("hub").pairs
-    with pytest.raises(ValueError, match="no pair of models 'other': choose of chat, scaled, longer, self"):
+    assert open_shelf().pairs == list(PAIRS) and {"longer", "quirk"}.isdisjoint(open_shelf("hub").pairs)
+    with pytest.raises(ValueError, match="no pair of models 'other': choose of chat, scaled, longer, self, quirk"):
         open_shelf().pair("other")
     with pytest.raises(ValueError, match="no pair of models 'longer': choose of chat, scaled, self"):
         open_shelf("hub").stream("longer")
