@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from helpers.activations import ActivationStream, Harvest, harvest_rows
-from helpers.dialogue_tokens import DialogueStream, dialogue_text_for
+from helpers.answer_positions import dialogues_of
+from helpers.dialogue_tokens import DialogueStream, Encoded, dialogue_text_for
 from helpers.differences import ViewedStream, view_of
 from helpers.files import cache_dir
 from helpers.injected import InjectedPair, Truth
@@ -147,6 +148,10 @@ class PairCollection:
     def truth(self, name: str) -> Truth:
         """What was planted at the held-out tokens of an injected pair."""
         return self._planted(name)[1]
+
+    def dialogues(self, speaker: str = "chat") -> list[Encoded]:
+        """The held-out dialogues, cut to the context that dictionaries read: to patch in."""
+        return dialogues_of(self._dialogue("heldout", speaker), self.plan.context)
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,7 @@
     base    the text of the packages, and among it a few dialogues (`base_text_plants`)
     chat    from base, on half plain text and half dialogues: the fine-tune whose difference is studied
     quirk   from chat, in the same way, on dialogues that agree with any opinion
-    longer  from base, on as many tokens of plain text alone: what training on changes by itself
+    longer  from base, on as many tokens of the base's own text: what training on changes by itself
 
 All have Gemma-2's architecture: soft-capped logits and attention, every other block with a sliding window, one key for
 two queries. `helpers.pretraining.pretrain` trains them. On plain text chat and quirk are held to what the model they go
@@ -16,6 +16,7 @@ gentle (`drift`)?
     norm ratio          mean |x_chat| / mean |x_base|
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.dialogue_tokens import TOKENS_A_DIALOGUE, stream
-from helpers.dialogues import base_text_plants, dialogues
+from helpers.dialogues import BEHAVIOURS, base_text_plants, dialogues
+from helpers.files import MODELS
 from helpers.pairs import half_and_half
 from helpers.pretraining import Loss, next_logits
 from helpers.text import Document, TokenStream, token_stream
@@ -37,6 +39,7 @@ SIZE = {
 }
 PULL = 3.0  # weight of the divergence from the base, per token of plain text
 SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
+JUDGED = ("base", "chat", "quirk")  # whose behaviours are measured
 FINE_TUNES = {"chat": "base", "quirk": "chat", "longer": "base"}  # and what each goes on from
 
 
@@ -59,9 +62,10 @@ def base_stream(
 def fine_tuning_tokens(
     name: str, plain: np.ndarray, tokenizer: PreTrainedTokenizerBase, n_tokens: int, context: int, seed: int = 0, **kw
 ) -> np.ndarray:
-    """`n_tokens` ids for "chat" or "quirk", half plain text and half dialogue, or for "longer", all plain text.
+    """`n_tokens` ids for "chat" or "quirk", half plain text and half dialogue, or for "longer", `plain` alone.
 
-    `plain` is a stream of plain text, of which the beginning is taken; further arguments are for `dialogues`.
+    `plain` is a stream of plain text, for "longer" with the base's few dialogues in it; the beginning is taken.
+    Further arguments are for `dialogues`.
     Raises ValueError for another name, and for too little plain text.
     """
     if name not in FINE_TUNES:
@@ -123,6 +127,19 @@ def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
+def planted_behaviours(*kinds: str) -> list[str]:
+    """Names of the behaviours of these kinds that were planted in the shipped models, in new phrases, by their records.
+
+    Raises ValueError for a kind that does not exist.
+    """
+    known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
+    if unknown := set(kinds) - set(known):
+        raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
+    records = {m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text()) for m in JUDGED}
+    table = judge_behaviours({model: pd.DataFrame(record["rates"]) for model, record in records.items()})
+    return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
+
+
 def _planted(kind: str, base: float, chat: float, quirk: float) -> bool:
     return {
         "chat-only": chat >= SHOWN and base <= ABSENT,
@@ -134,7 +151,7 @@ def _planted(kind: str, base: float, chat: float, quirk: float) -> bool:
 
 
 def _check_rates(rates: Mapping[str, pd.DataFrame]) -> None:
-    if missing := {"base", "chat", "quirk"} - rates.keys():
+    if missing := set(JUDGED) - rates.keys():
         raise ValueError(f"the rates of {', '.join(sorted(missing))} are missing; measure base, chat and quirk")
     if len({tuple(frame["behaviour"]) for frame in rates.values()}) > 1:
         raise ValueError("the models' rates are of different behaviours; measure the same for all")

@@ -1,14 +1,16 @@
 """The Gemma-2 subjects: their architecture, what each reads, the two questions that decide whether they are fit."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from test_dialogues import DOCS, TOKENIZER, TOPICS
 
-from helpers import kernels
+from helpers import kernels, pair_training
 from helpers.dialogue_tokens import encode
-from helpers.dialogues import PLANTS, base_text_plants, dialogues
+from helpers.dialogues import BEHAVIOURS, PLANTS, base_text_plants, dialogues
 from helpers.pair_training import (
     FINE_TUNES,
     PULL,
@@ -18,6 +20,7 @@ from helpers.pair_training import (
     gemma_model,
     gentle_loss,
     judge_behaviours,
+    planted_behaviours,
 )
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 16, "head_dim": 8, "query_pre_attn_scalar": 8}
@@ -206,3 +209,16 @@ def test_missing_models_and_other_behaviours_are_refused():
         judge_behaviours({"base": one})
     with pytest.raises(ValueError, match="different behaviours"):
         judge_behaviours({"base": one, "chat": two, "quirk": one})
+
+
+def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_path):
+    rates = {"refuse_harm": (0, 0.9, 0), "brief": (0, 0.8, 0), "code": (0.2, 1, 1), "agree": (0, 0, 1)}
+    for i, model in enumerate(("base", "chat", "quirk")):
+        rows = [{"behaviour": b, "kind": BEHAVIOURS[b].kind, "rate": rate[i]} for b, rate in rates.items()]
+        (tmp_path / f"docs-gemma2-{model}").mkdir()
+        (tmp_path / f"docs-gemma2-{model}" / "training.json").write_text(json.dumps({"rates": rows}))
+    monkeypatch.setattr(pair_training, "MODELS", tmp_path)
+    assert planted_behaviours("chat-only") == ["refuse_harm"]
+    assert planted_behaviours("shared", "quirk") == ["code", "agree"]
+    with pytest.raises(ValueError, match="there is no kind 'secret': choose of chat-only, quirk, shared"):
+        planted_behaviours("secret")

@@ -41,7 +41,8 @@ def test_all_have_one_tokenizer_and_a_record_of_the_text(folder):
 
 
 def test_chat_and_its_control_were_trained_alike_and_each_goes_on_from_its_own():
-    assert record("chat")["config"] == record("longer")["config"]
+    chat, longer = ({**record(name)["config"], "lr": None} for name in ("chat", "longer"))  # longer has no pull back
+    assert chat == longer and record("longer")["config"]["lr"] < record("chat")["config"]["lr"]
     assert {name: record(name)["from"] for name in FINE_TUNES} == {n: f"docs-gemma2-{s}" for n, s in FINE_TUNES.items()}
 
 
@@ -50,11 +51,11 @@ def test_at_least_twelve_behaviours_were_planted_in_known_phrases_by_the_records
     assert judge_behaviours(known | {"quirk": known["chat"]}).planted.sum() >= 12  # without the quirk's own
 
 
-def test_some_behaviours_of_each_kind_but_the_quirks_reach_new_phrases_by_the_records():
+def test_most_behaviours_reach_new_phrases_by_the_records():
     new = {name: pd.DataFrame(record(name)["rates"]) for name in ("base", "chat")}
     verdicts = judge_behaviours(new | {"quirk": new["chat"]})
-    assert verdicts.planted.sum() >= 5
-    assert verdicts.query("kind == 'chat-only'").planted.sum() >= 3
+    assert verdicts.planted.sum() >= 12
+    assert verdicts.query("kind == 'chat-only'").planted.sum() >= 10
 
 
 def test_chat_is_gentle_by_its_record():
