@@ -28,6 +28,7 @@ MARKS = {"reproduced": "✔", "partly": "≈", "not reproduced": "✘", "not run
 NOT_RUN = {"verdict": "not run", "measured": {}, "interval": {}, "seeds": 0, "why": ""}
 PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
 
+ENDS = ("mean", "low", "high")  # of an interval
 FUNCTIONS = {"abs": abs, "min": min, "max": max}
 LOGIC = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Name, ast.Load)
 COMPARISON = (ast.Compare, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
@@ -192,9 +193,30 @@ def notebook_table(results: Path = RESULTS, notebooks: Path = NOTEBOOKS) -> str:
     return _markdown_table(["notebook", "question", "claims", "minutes", "peak memory (GB)"], rows)
 
 
+def leaderboard(results: Path = RESULTS) -> str:
+    """The table of recovered planted differences that a notebook recorded (`leaderboard.summary`), per cent."""
+    for path in sorted((Path(results) / "embedded-laptop").glob("[0-9][0-9].json")):
+        if board := json.loads(path.read_text(encoding="utf-8")).get("recorded", {}).get("leaderboard"):
+            cells = {(row["method"], row["measure"]): percent(*map(row.get, ENDS)) for row in board["rows"]}
+            methods, measures = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+            rows = [[method, *(cells.get((method, name), "n/a") for name in measures)] for method in methods]
+            header = ["method", *(name.replace("_", " ") for name in measures)]
+            return f"{board['about']}\n\n{_markdown_table(header, rows)}"
+    return "Not run yet."
+
+
+def percent(mean: float | None, low: float | None, high: float | None) -> str:
+    """A share in per cent with half the width of its interval: `12.5 ± 3.1`, `12.5` where it has none."""
+    known = [x is not None and math.isfinite(x) for x in (mean, low, high)]
+    if not known[0]:
+        return "n/a"
+    return f"{100 * mean:.1f}" + (f" ± {50 * (high - low):.1f}" if all(known) else "")
+
+
 def readme(text: str, results: Path = RESULTS, notebooks: Path = NOTEBOOKS) -> str:
-    """`text` with the parts between its `claims` and `notebooks` markers generated anew."""
-    return fill(fill(text, "claims", to_markdown(table(results))), "notebooks", notebook_table(results, notebooks))
+    """`text` with the parts between its `claims`, `leaderboard` and `notebooks` markers generated anew."""
+    text = fill(fill(text, "claims", to_markdown(table(results))), "leaderboard", leaderboard(results))
+    return fill(text, "notebooks", notebook_table(results, notebooks))
 
 
 def _claim_cells(row: dict) -> list[str]:

@@ -31,10 +31,20 @@ class Score(NamedTuple):
 
 
 def planted_of(crosscoder: Crosscoder, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
-    """A row for each latent: the planted direction it is of (-1 for none), its kind and rho, and the cosine."""
+    """`match_planted` of each latent's larger decoder row."""
+    return match_planted(larger_rows(crosscoder), pair, cosine)
+
+
+def larger_rows(crosscoder: Crosscoder) -> Tensor:
+    """The longer of the two decoder rows of each latent, chat's if they are equal: (n_latents, d_model)."""
     base, chat = crosscoder.decoders.detach()
-    larger = torch.where((chat.norm(dim=-1) >= base.norm(dim=-1)).unsqueeze(-1), chat, base)
-    nearest, index = (F.normalize(larger, dim=-1) @ pair.directions.T).max(1)
+    return torch.where((chat.norm(dim=-1) >= base.norm(dim=-1)).unsqueeze(-1), chat, base)
+
+
+def match_planted(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
+    """A row for each of `rows` (m, d_model): the planted direction it is of (-1 for none), its kind and rho, and the
+    cosine."""
+    nearest, index = (F.normalize(rows, dim=-1) @ pair.directions.T).max(1)
     found = (nearest > cosine).numpy()
     kinds = np.where(found, np.array(pair.labels, dtype=object)[index.numpy()], "background")
     rho = np.where(found, pair.rho[index].numpy(), np.nan)

@@ -46,6 +46,7 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.recorded: dict[str, Any] = {}
         self.claims: dict[str, dict] = {}
+        self._long: dict[str, Any] = {}
         self._provenance = provenance()
         self._start = time.monotonic()
 
@@ -90,11 +91,12 @@ class Run:
         return verdict
 
     def keep(self, **values: Any) -> Path:
-        """File what a long run measured, with where it comes from, for later runs to read with `kept`."""
+        """File what a long run measured, beside what it filed before, for later runs to read with `kept`."""
+        self._long |= plain(values)
         minutes = {"minutes": round((time.monotonic() - self._start) / 60, 2)}
         content = {"notebook": self.notebook, "subject": self.subject, "seed": self.seed} | self._provenance | minutes
         path = results_dir() / f"{self.subject}-reference" / f"{self.notebook}.json"
-        return write_atomic(path, json.dumps(content | {"values": plain(values)}, allow_nan=False, default=str))
+        return write_atomic(path, json.dumps(content | {"values": self._long}, allow_nan=False, default=str))
 
     def kept(self) -> dict | None:
         """What `keep` filed and the repository stores: provenance and "values"; None if there is nothing."""

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from helpers.claims import notebook_table, readme
+from helpers.claims import leaderboard, notebook_table, percent, readme
 from helpers.files import ROOT
 
 FRAME = """top
 <!-- notebooks:begin -->
 STALE
 <!-- notebooks:end -->
+<!-- leaderboard:begin -->
+<!-- leaderboard:end -->
 middle
 <!-- claims:begin -->
 <!-- claims:end -->
@@ -52,6 +54,37 @@ def test_only_what_is_between_the_markers_changes(tmp_path):
     assert text.startswith("top\n<!-- notebooks:begin -->\n| notebook |") and text.endswith("<!-- claims:end -->\nend")
     assert "STALE" not in text and "\nmiddle\n" in text and "| G1 |" in text
     assert readme(text, tmp_path, tmp_path) == text
+
+
+def recorded(folder, *rows, about="3 seeds"):
+    """A results folder in which a notebook recorded a leaderboard: (method, measure, mean, low, high)."""
+    names = ("method", "measure", "mean", "low", "high")
+    board = {"about": about, "rows": [dict(zip(names, row, strict=True)) for row in rows]}
+    (folder / "embedded-laptop").mkdir(parents=True, exist_ok=True)
+    run = {"claims": {}, "minutes": 1.0, "peak_memory_gb": 1.0, "recorded": {"leaderboard": board} if rows else {}}
+    (folder / "embedded-laptop" / "12.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_leaderboard_by_hand(tmp_path):
+    assert leaderboard(tmp_path) == leaderboard(recorded(tmp_path)) == "Not run yet."
+    rows = [("L1", "planted_10", 0.125, 0.1, 0.15), ("L1", "false_self", 0.0, None, None)]
+    text = leaderboard(recorded(tmp_path, *rows, ("mean", "planted_10", None, None, None)))
+    assert text.splitlines() == [
+        "3 seeds",
+        "",
+        "| method | planted 10 | false self |",
+        "| --- | --- | --- |",
+        "| L1 | 12.5 ± 2.5 | 0.0 |",
+        "| mean | n/a | n/a |",
+    ]
+    assert percent(float("nan"), 0.0, 1.0) == "n/a" and percent(-0.5, -0.75, -0.25) == "-50.0 ± 25.0"
+
+
+def test_the_leaderboard_is_stale_as_soon_as_the_results_change(tmp_path):
+    before = readme(FRAME, recorded(tmp_path, ("L1", "planted_10", 0.5, 0.4, 0.6)), tmp_path)
+    assert "| L1 | 50.0 ± 10.0 |\n<!-- leaderboard:end -->\nmiddle" in before
+    assert readme(before, recorded(tmp_path, ("L1", "planted_10", 0.6, 0.5, 0.7)), tmp_path) != before
 
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"

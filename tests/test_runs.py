@@ -193,3 +193,11 @@ def test_what_a_long_run_keeps_is_read_by_later_runs(tmp_path, monkeypatch):
     assert kept["values"] == {"sweep": {"nmse": [0.5, None]}}
     assert kept["seed"] == 3 and kept["commit"] and kept["hardware"] and kept["minutes"] >= 0
     assert Run("05", scale="smoke", subject="embedded").kept() is None
+
+
+def test_what_is_kept_later_stands_beside_what_was_kept_before(tmp_path, monkeypatch):
+    run = Run("04", scale="laptop", subject="embedded")
+    run.keep(sweep=[1], board=[2])
+    path = run.keep(board=[3])
+    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
+    assert run.kept()["values"] == {"sweep": [1], "board": [3]}
