@@ -93,6 +93,8 @@ def test_scaled_has_equal_norms(open_shelf):
     shelf = open_shelf()
     ratio = shelf.heldout("chat").x / shelf.heldout("scaled").x
     expected = torch.tensor(shelf.pair("scaled").scales)[:, None].expand_as(ratio)
+    norms = shelf.pair("scaled").residuals(shelf._rows("train"))[:, 1:].unflatten(-1, (2, -1)).norm(dim=-1)
+    torch.testing.assert_close(norms.mean((0, 1)), torch.full((2,), D_MODEL**0.5), rtol=0.1, atol=0)
     torch.testing.assert_close(ratio, expected, rtol=1e-3, atol=1e-3)
 
 
