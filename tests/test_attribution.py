@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from test_answer_positions import A, T, U
-from twins import D_MODEL, N_VOCAB, save_tiny
+from twins import D_MODEL, random_dialogue, save_tiny
 
 from helpers.attribution import hardest, removal, shares
 from helpers.autoencoders import BatchTopK, ReLU, SparseAutoencoder
@@ -21,12 +21,7 @@ N = 8
 ROLES = [[T, U, T, A, A, A, T], [T, T, U, T, A, A, T, T, U, T, A, A], [T, U, T, A, A]]
 
 
-def encoded(roles, seed):
-    tokens, labels = np.random.default_rng(seed).integers(0, N_VOCAB, len(roles)), np.full(len(roles), -1, np.int8)
-    return Encoded(tokens.astype(np.int32), np.array(roles, np.int8), labels, labels)
-
-
-DIALOGUES = [encoded(roles, seed) for seed, roles in enumerate(ROLES)]
+DIALOGUES = [random_dialogue(roles, seed) for seed, roles in enumerate(ROLES)]
 
 
 @pytest.fixture(scope="module")

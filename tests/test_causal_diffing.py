@@ -5,12 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from test_answer_positions import A, T, U
-from twins import D_MODEL, N_VOCAB, save_tiny
+from twins import D_MODEL, random_dialogue, save_tiny
 
 from helpers.autoencoders import ReLU, SparseAutoencoder
 from helpers.causal_diffing import cases, directions, explained, measured, nested, recalls, sets_of
 from helpers.crosscoders import Crosscoder
-from helpers.dialogue_tokens import Encoded
 from helpers.injected import InjectedPair, Plan
 from helpers.pairs import SubjectPair
 from helpers.patch_effects import effects
@@ -29,12 +28,7 @@ TABLE = pd.DataFrame(
 )
 
 
-def encoded(roles, seed):
-    tokens, labels = np.random.default_rng(seed).integers(0, N_VOCAB, len(roles)), np.full(len(roles), -1, np.int8)
-    return Encoded(tokens.astype(np.int32), np.array(roles, np.int8), labels, labels)
-
-
-DIALOGUES = [encoded([T, U, T, A, A, A, T], 0), encoded([T, T, U, T, A, A, A, A], 1)]
+DIALOGUES = [random_dialogue([T, U, T, A, A, A, T], 0), random_dialogue([T, T, U, T, A, A, A, A], 1)]
 
 
 @pytest.fixture(scope="module")

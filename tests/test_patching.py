@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from test_answer_positions import A, T, U, slow_masks
-from twins import D_MODEL, N_VOCAB, Twin, save_tiny
+from twins import D_MODEL, Twin, random_dialogue, save_tiny
 
 from helpers.autoencoders import BatchTopK, ReLU, SparseAutoencoder
 from helpers.crosscoders import Crosscoder, DecoupledCrosscoder
-from helpers.dialogue_tokens import Encoded
 from helpers.pairs import SubjectPair
 from helpers.patching import (
     Site,
@@ -29,12 +28,6 @@ from helpers.subjects import load_subject
 N = 12
 SOME = [1, 4, 7, 8]
 ROLES = [[T, T, U, T, A, A, T, T, U, T, A, T], [T, U, T, A, A, A], [T, T, U, U, T, A, A, A, A, A, A, A, A, A, A, T]]
-
-
-def random_dialogue(roles, seed):
-    tokens = np.random.default_rng(seed).integers(0, N_VOCAB, len(roles))
-    labels = np.full(len(roles), -1, np.int8)
-    return Encoded(tokens.astype(np.int32), np.array(roles, np.int8), labels, labels)
 
 
 DIALOGUES = [random_dialogue(roles, seed) for seed, roles in enumerate(ROLES)]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -13,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+
+from helpers.dialogue_tokens import Encoded
 
 N_VOCAB = 258  # 256 bytes and two special tokens
 CONTEXT = 16
@@ -32,6 +35,12 @@ def save_tiny(
     if corpus is not None:
         (folder / "training.json").write_text(json.dumps({"corpus": corpus}))
     return folder
+
+
+def random_dialogue(roles: list[int], seed: int) -> Encoded:
+    """Arbitrary tokens in these roles, of no behaviour."""
+    tokens, labels = np.random.default_rng(seed).integers(0, N_VOCAB, len(roles)), np.full(len(roles), -1, np.int8)
+    return Encoded(tokens.astype(np.int32), np.array(roles, np.int8), labels, labels)
 
 
 def tiny_gpt2(n_layers: int) -> GPT2LMHeadModel:
