@@ -14,7 +14,7 @@ PEERS  := .venv-bench
 READY  := .venv/.ready
 HALF   := .venv/.half-done
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
-RUN    := $(VENV) -m helpers.notebooks run
+RUN    := $(VENV) -m helpers.suite.run run
 
 .PHONY: help setup notebooks lab test lint reference bench
 
@@ -38,9 +38,9 @@ lint: $(READY) ## check the style of code and notebooks
 
 reference: $(READY) ## run at laptop scale, then store outputs, results and the README's tables in the repository
 	@$(RUN) --scale laptop --subject embedded --solutions $(CHOICE)
-	@$(VENV) -m helpers.notebooks store $(CHOICE)
-	@$(VENV) -m helpers.claims --readme
-	@$(VENV) -m helpers.gallery
+	@$(VENV) -m helpers.suite.run store $(CHOICE)
+	@$(VENV) -m helpers.notebook.claims --readme
+	@$(VENV) -m helpers.suite.gallery
 
 bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step beside other libraries (PEERS_IN=bf16)
 	@$(VENV) -m pytest tests/benchmarks --ignore tests/benchmarks/test_training_step.py -q

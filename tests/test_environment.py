@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from helpers.files import ROOT
+from helpers.base.storage import ROOT
 
 PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; (.+))?")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,8 +76,11 @@ def test_nothing_names_an_index_or_a_host():
 
 def test_what_the_code_imports_is_a_direct_dependency():
     known = packages_distributions()
-    ours = {"helpers", "tests", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
-    used = {name for path in [*ROOT.glob("helpers/*.py"), *ROOT.glob("tests/*.py")] for name in imported(path)}
+    ours = {"helpers", "tests", "conftest", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    tests = [
+        path for path in ROOT.glob("tests/**/*.py") if path.parent.name != "benchmarks"
+    ]  # they have their own pins
+    used = {name for path in [*ROOT.glob("helpers/**/*.py"), *tests] for name in imported(path)}
     unknown = used - set(sys.stdlib_module_names) - ours
     packages = {name: {canonicalize_name(found) for found in known.get(name, [])} for name in unknown}
     assert {name: found for name, found in packages.items() if not found & set(direct())} == {}
@@ -204,7 +207,7 @@ def test_make_notebooks_passes_its_settings_on(checkout, arguments, expected):
     make(checkout, "setup")
     calls(checkout)
     make(checkout, *arguments)
-    assert calls(checkout) == [f"-m helpers.notebooks {expected}"]
+    assert calls(checkout) == [f"-m helpers.suite.run {expected}"]
 
 
 def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
@@ -212,10 +215,10 @@ def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
     calls(checkout)
     make(checkout, "reference", "ONLY=02")
     assert calls(checkout) == [
-        "-m helpers.notebooks run --scale laptop --subject embedded --solutions --only 02",
-        "-m helpers.notebooks store --only 02",
-        "-m helpers.claims --readme",
-        "-m helpers.gallery",
+        "-m helpers.suite.run run --scale laptop --subject embedded --solutions --only 02",
+        "-m helpers.suite.run store --only 02",
+        "-m helpers.notebook.claims --readme",
+        "-m helpers.suite.gallery",
     ]
     make(checkout, "test")
     assert calls(checkout) == ["-m ruff check --quiet .", "-m pytest"]

@@ -7,14 +7,14 @@ import signal
 import nbformat
 import pytest
 
-from helpers import notebooks
-from helpers.claims import load_claims
-from helpers.files import write_atomic
-from helpers.notebook_execution import execute
-from helpers.notebook_lint import lint
-from helpers.notebook_report import describe, name_of, number_of
-from helpers.notebook_store import is_stale
-from helpers.runs import Run
+from helpers.base.storage import write_atomic
+from helpers.notebook.claims import load_claims
+from helpers.notebook.run import Run
+from helpers.suite import run as notebooks
+from helpers.suite.execution import execute
+from helpers.suite.lint import lint
+from helpers.suite.report import describe, name_of, number_of
+from helpers.suite.store import is_stale
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 0}
 SUITE = notebooks.find(solutions=True)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from helpers.claims import leaderboard, notebook_table, percent, readme
-from helpers.files import ROOT
+from helpers.base.stats import percent
+from helpers.base.storage import ROOT
+from helpers.notebook.claims import leaderboard, notebook_table, readme
 
 FRAME = """top
 <!-- notebooks:begin -->
@@ -21,7 +22,7 @@ end"""
 
 def test_readme_is_current():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == readme(text), "run `python -m helpers.claims --readme` and commit README.md"
+    assert text == readme(text), "run `python -m helpers.notebook.claims --readme` and commit README.md"
 
 
 def made_up_notebook(folder, *first_cell):

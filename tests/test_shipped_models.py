@@ -4,13 +4,13 @@ import json
 
 import pandas as pd
 import pytest
-from test_dialogues import TOPICS
+from tiny_text import TOPICS
 
-from helpers.behaviour_rates import behaviour_rates
-from helpers.files import MODELS
-from helpers.model_files import load_pretrained
-from helpers.pair_training import FINE_TUNES, judge_behaviours
-from helpers.text import PACKAGES, load_tokenizer
+from helpers.base.storage import MODELS
+from helpers.subjects.behaviours import behaviour_rates
+from helpers.subjects.chat_tuning import FINE_TUNES, judge_behaviours
+from helpers.subjects.model_files import load_pretrained
+from helpers.text.documents import PACKAGES, load_tokenizer
 
 MEGABYTE = 1_000_000
 FOLDERS = sorted(path for path in MODELS.iterdir() if path.is_dir())

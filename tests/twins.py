@@ -1,10 +1,12 @@
-"""Tiny random language models on disk, and the slow twin of `helpers.subjects`: its cuts with transformers alone."""
+"""Tiny random language models on disk, and the slow twin of a subject: its cuts with transformers alone."""
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
 import torch
+from tiny_text import A, T
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.dialogue_tokens import Encoded
+from helpers.text.answer_positions import FIRST
+from helpers.text.turns import Encoded
 
 N_VOCAB = 258  # 256 bytes and two special tokens
 CONTEXT = 16
@@ -151,3 +154,33 @@ class CountingSubject:
         if self.broken is not None:
             found[(ids == self.broken[0]) & (positions == self.broken[1]), 2] = self.broken[2]
         return found
+
+
+def slow_masks(roles):
+    """(full, first nine), as the released code makes them: an assistant mask, shifted left, counted anew each turn."""
+    assistant = [r == A or (i > 0 and roles[i - 1] == A) for i, r in enumerate(roles)]
+    full = [i + 1 < len(roles) and assistant[i + 1] for i in range(len(roles))]
+    first, count = [], 0
+    for i in range(len(roles)):
+        count = count + 1 if full[i] else 0
+        first.append(full[i] and count <= FIRST and roles[i] != T)
+    return full, first
+
+
+class Scripted:
+    """A model that answers each prompt by a rule, some words after it has ended its turn included."""
+
+    device = torch.device("cpu")
+    config = types.SimpleNamespace(max_position_embeddings=256)
+
+    def __init__(self, tokenizer, rule):
+        self.tokenizer, self.rule, self.batches = tokenizer, rule, []
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, do_sample, eos_token_id, pad_token_id):
+        assert not do_sample and attention_mask.bool().all() and (input_ids != pad_token_id).all()
+        self.batches.append(tuple(input_ids.shape))
+        texts = [self.rule(self.tokenizer.decode(row, skip_special_tokens=True)) for row in input_ids]
+        rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_new_tokens] for text in texts]
+        longest = max(map(len, rows)) + 1
+        rows = [row + [eos_token_id] + [pad_token_id] * (longest - len(row) - 1) for row in rows]
+        return torch.cat([input_ids, torch.tensor(rows)], 1)

@@ -16,8 +16,8 @@ Step = Callable[[Tensor], None]
 
 
 def suite(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
-    from helpers.autoencoders import SparseAutoencoder, TopK
-    from helpers.training import TrainConfig, Training
+    from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+    from helpers.dictionaries.training import TrainConfig, Training
 
     return Training(SparseAutoencoder(d_model, n_latents, TopK(k)), TrainConfig(10**9), x).step
 
@@ -66,7 +66,7 @@ def saelens(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
 
 def encoder_product(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
     """The product that no step can do without, alone, into a buffer that is used again."""
-    from helpers.kernels import compute_dtype
+    from helpers.base.products import compute_dtype
 
     dtype = compute_dtype(x)
     weights, out = torch.randn(n_latents, d_model).to(dtype), torch.empty(len(x), n_latents, dtype=dtype)

@@ -6,10 +6,18 @@ import time
 import numpy as np
 import torch
 
-from helpers.autoencoders import SparseAutoencoder, TopK
-from helpers.explanations import examples_of, explain, firings, last_activations, predictions, score, site_activations
-from helpers.subjects import load_subject
-from helpers.text import text_for
+from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+from helpers.evaluation.explanations import (
+    examples_of,
+    explain,
+    firings,
+    last_activations,
+    predictions,
+    score,
+    site_activations,
+)
+from helpers.subjects.subject import load_subject
+from helpers.text.documents import text_for
 
 
 def test_two_hundred_latents(capsys):

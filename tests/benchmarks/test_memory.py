@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from helpers.files import ROOT
-from helpers.kernels import has_fast_bf16
+from helpers.base.products import has_fast_bf16
+from helpers.base.storage import ROOT
 
 TRAIN = """
 import re, sys, torch
-from helpers.autoencoders import SparseAutoencoder, TopK
-from helpers.training import TrainConfig, Training
+from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+from helpers.dictionaries.training import TrainConfig, Training
 
 def memory(what):  # bytes
     return 1024 * int(re.search(what + r":\\s*(\\d+)", open("/proc/self/status").read())[1])

@@ -6,8 +6,8 @@ fit more of them than on real data.
 
 import torch
 
-from helpers.probe_tasks import Labelled
-from helpers.probes import best_probes
+from helpers.evaluation.probe_tasks import Labelled
+from helpers.evaluation.probes import best_probes
 
 N_UNITS, N_TASKS, N_TOKENS, WIDTH = 8_192, 40, 50_000, 256
 

@@ -4,13 +4,13 @@ import time
 
 import torch
 
-from helpers.activations import ActivationStream, Harvest
-from helpers.autoencoders import SparseAutoencoder, TopK
-from helpers.metrics import evaluate
-from helpers.subjects import load_subject
-from helpers.text import text_for
-from helpers.training import TrainConfig, Training, train
-from helpers.updates import BETAS, EPS
+from helpers.activations.stream import ActivationStream, Harvest
+from helpers.dictionaries.adam import BETAS, EPS
+from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+from helpers.dictionaries.quality import evaluate
+from helpers.dictionaries.training import TrainConfig, Training, train
+from helpers.subjects.subject import load_subject
+from helpers.text.documents import text_for
 
 TOKENS, N_LATENTS, K, BATCH = 2_000_000, 8_192, 32, 4_096
 

@@ -1,0 +1,82 @@
+"""Keep harvested activations on disk in 16 bits: one raw file, and one JSON that says of what they are.
+
+The files' name is the SHA-256 of that JSON, so activations of another model, site, text or normalisation are another
+file. A file is complete when it has its final name, and is used when its JSON and its size are right.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from helpers.base.storage import cache_dir, write_atomic, written_aside
+
+
+class ActivationCache:
+    """Activations of shape (n_rows, kept, d_model), stored as float16, or as bfloat16 where norms may overflow it.
+
+    `depends_on` is all that they depend on, in JSON's types.
+    """
+
+    def __init__(self, depends_on: dict, shape: tuple[int, int, int], dtype: torch.dtype):
+        self.header = {**depends_on, "shape": list(shape), "dtype": str(dtype)}
+        self.shape, self.dtype = shape, dtype
+        name = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()
+        self.path = cache_dir() / "activations" / f"{name}.bin"
+
+    def ready(self) -> bool:
+        """Whether the activations are on disk. Says so in one line if a file is there that cannot be used."""
+        if not self.path.is_file():
+            return False
+        size = math.prod(self.shape) * self.dtype.itemsize
+        usable = self.path.stat().st_size == size and self._stored_header() == self.header
+        if not usable:
+            print(f"{self.path} is cut short or not what its name says: harvesting it again")
+        return usable
+
+    def write(self, pieces: Iterable[torch.Tensor]) -> None:
+        """Store (n, d_model) pieces that follow each other, all rows in their order.
+
+        Raises OSError on a full disk. Whatever ends it early, no file is left.
+        """
+        with written_aside(self.path) as aside:
+            with aside.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece.to("cpu", self.dtype).contiguous().view(torch.int16).numpy())
+            write_atomic(self._json, json.dumps(self.header, sort_keys=True, indent=1))  # first: it is no use alone
+
+    def read(self, rows: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
+        """Activations of some rows (r,), in their order: (n, d_model) pieces of `at_once` rows, as stored."""
+        n_rows, kept, d_model = self.shape
+        stored = np.memmap(self.path, np.int16, "r", shape=(n_rows, kept * d_model))
+        for some in rows.split(at_once):
+            yield torch.from_numpy(stored[some.numpy()]).view(self.dtype).view(-1, d_model)
+
+    @property
+    def _json(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def _stored_header(self) -> dict | None:
+        try:
+            return json.loads(self._json.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+class ModelElsewhere(NamedTuple):
+    """In a subject's place where there is only the cache of its activations."""
+
+    d_model: int
+    device: torch.device
+    path: Path  # of the cache
+
+    def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(
+            f"{self.path} cannot be used here, where no model is to harvest it again: run again, and let all machines "
+            "that take part share the folder SUITE_CACHE"
+        )

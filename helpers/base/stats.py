@@ -1,0 +1,39 @@
+"""A mean over seeds and the interval around it.
+
+The interval of a mean over n seeds is Student's:   mean ± t(n - 1) · s / √n.   It assumes roughly normal seeds; a
+bootstrap of three values is far too narrow.
+"""
+
+import math
+from collections.abc import Iterable
+
+import scipy.stats
+
+
+def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values (one per seed) and the ends of its Student interval; one value has no ends (nan)."""
+    values = [float(value) for value in values]
+    if not values:
+        raise ValueError("an interval needs at least one value, got none")
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan, math.nan
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * scipy.stats.sem(values)
+    return mean, float(mean - half), float(mean + half)
+
+
+def ratio_interval(ratios: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Geometric mean of independent positive ratios and its interval: `interval` of their logarithms, and back."""
+    ratios = [float(ratio) for ratio in ratios]
+    if any(ratio <= 0 for ratio in ratios):
+        raise ValueError(f"a geometric mean needs positive ratios, got {min(ratios)}")
+    mean, low, high = map(math.exp, interval(map(math.log, ratios), confidence))
+    return mean, low, high
+
+
+def percent(mean: float | None, low: float | None, high: float | None) -> str:
+    """A share in per cent with half the width of its interval: `12.5 ± 3.1`, `12.5` where it has none."""
+    known = [x is not None and math.isfinite(x) for x in (mean, low, high)]
+    if not known[0]:
+        return "n/a"
+    return f"{100 * mean:.1f}" + (f" ± {50 * (high - low):.1f}" if all(known) else "")

@@ -1,0 +1,254 @@
+"""Sparse autoencoders: one linear encoder, one linear decoder, and the activation between them is the architecture.
+
+    pre_acts = W_enc (x - b_dec) + b_enc        latents = activation(pre_acts)        x_hat = latents W_dec + b_dec
+
+    ReLU       z = max(0, a)                               price sum z             L1
+    Gated      z = 1[a > 0] max(0, e^r a + b)              price sum max(0, a)     Rajamanoharan et al. 2024a
+    JumpReLU   z = a 1[a > theta]                          price sum 1[a > theta]  Rajamanoharan et al. 2024b
+    TopK       the k largest a of each token, above zero   no price                Gao et al. 2024, section 2.3
+    MultiTopK  TopK, trained at 4 k as well                no price                the same, section 5.3
+    BatchTopK  the k * batch largest a of a batch          no price                Bussmann et al. 2024
+
+A latent is one row of W_enc (what it looks for) and one row of W_dec (what it adds back), both (n_latents, d_model).
+Bookkeeping (dead latents, schedules) lives in training.py, so that no architecture can forget it.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.dictionaries import kernels
+
+
+class ReLU(nn.Module):
+    """Keep what is positive. Its price is L1, which also shrinks what it keeps (Gao et al. 2024, section 5.1)."""
+
+    def forward(self, pre_acts: Tensor) -> Tensor:
+        return pre_acts.relu()
+
+    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
+        """What sparsity costs each token: (batch,)."""
+        return latents.sum(-1)
+
+
+class Gated(nn.Module):
+    """One reading of the pre-activation decides whether a latent is on, a rescaled one decides how much."""
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(n_latents))
+        self.bias = nn.Parameter(torch.zeros(n_latents))
+
+    def forward(self, pre_acts: Tensor) -> Tensor:
+        magnitude = (pre_acts * self.log_scale.exp().to(pre_acts) + self.bias.to(pre_acts)).relu()
+        return magnitude * (pre_acts > 0)
+
+    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
+        """What sparsity costs each token: (batch,). The gate pays, the magnitude does not, so nothing shrinks."""
+        return pre_acts.relu().sum(-1)
+
+
+class JumpReLU(nn.Module):
+    """A learned threshold per latent; its gradient comes from a window around it, `bandwidth` wide.
+
+    The defaults suit inputs of unit norm a few hundred wide, whose pre-activations start near 1 / sqrt(d_model).
+    """
+
+    lr_factor = 10.0  # thresholds live in log units and have far to go
+
+    def __init__(self, n_latents: int, threshold: float = 0.03, bandwidth: float = 0.03):
+        super().__init__()
+        self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(threshold)))
+        self.bandwidth = bandwidth
+
+    def forward(self, pre_acts: Tensor) -> Tensor:
+        return _Jump.apply(pre_acts, self.log_threshold.exp(), self.bandwidth)
+
+    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
+        """What sparsity costs each token: (batch,), the number of latents that are on."""
+        return _Step.apply(pre_acts, self.log_threshold.exp(), self.bandwidth).sum(-1)
+
+
+class TopK(nn.Module):
+    """Keep the k largest of each token, and of those what is positive."""
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = _at_least_one(k)
+
+    def forward(self, pre_acts: Tensor) -> Tensor:
+        indices = kernels.topk(pre_acts.detach(), self.k)[1]
+        return torch.zeros_like(pre_acts).scatter(-1, indices, pre_acts.gather(-1, indices).relu())
+
+
+class MultiTopK(TopK):
+    """TopK whose training loss is L(k) + L(4 k) / 8, so that its code goes on improving beyond k."""
+
+    wider = 4  # times k
+    weight = 1 / 8
+
+
+class BatchTopK(nn.Module):
+    """Keep the k * batch largest of a batch; outside training, what reaches a fixed threshold.
+
+    The threshold is calibrated when training ends and saved with the weights: encoding never depends on the batch.
+    """
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = _at_least_one(k)
+        self.register_buffer("threshold", torch.tensor(math.nan))
+
+    def forward(self, pre_acts: Tensor) -> Tensor:
+        if self.training:
+            threshold = kernels.batch_topk_threshold(pre_acts, self.k)
+        elif self.threshold.isnan():
+            raise RuntimeError("BatchTopK has no threshold yet; train it, or call calibrate(batches) on typical data")
+        else:
+            threshold = self.threshold.to(pre_acts)
+        return pre_acts.relu() * (pre_acts >= threshold)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the threshold to the least value kept, averaged over batches of pre-activations (batch, n_latents)."""
+        self.threshold.copy_(torch.stack([kernels.batch_topk_threshold(b, self.k) for b in batches]).mean())
+
+
+class SparseAutoencoder(nn.Module):
+    """Encoder, activation, decoder. `forward(x)` is the reconstruction of x (batch, d_model).
+
+    Starts with encoder and decoder rows parallel and the decoder's of unit norm (Gao et al. 2024, A.1).
+    """
+
+    squared = True  # its loss
+    free_norms = False  # of decoder rows
+
+    def __init__(self, d_model: int, n_latents: int, activation: nn.Module, seed: int = 0, tied_init: bool = True):
+        super().__init__()
+        k = getattr(activation, "k", 0)
+        if k > n_latents:
+            raise ValueError(f"k = {k} is more than the {n_latents} latents there are; choose k <= n_latents")
+        random = torch.Generator().manual_seed(seed)
+        directions = F.normalize(torch.randn(n_latents, d_model, generator=random), dim=-1)
+        untied = F.normalize(torch.randn(n_latents, d_model, generator=random), dim=-1)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.clone() if tied_init else untied)
+        self.b_enc = nn.Parameter(torch.zeros(n_latents))
+        self.b_dec = nn.Parameter(torch.zeros(d_model))
+        self.activation = activation
+
+    @property
+    def d_model(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def n_latents(self) -> int:
+        return self.W_dec.shape[0]
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """(batch, d_model) -> (batch, n_latents), before the activation."""
+        return F.linear(x - self.b_dec, self.W_enc, self.b_enc)
+
+    def sizes(self) -> Tensor | None:
+        """What latents are multiplied by before they compete, (n_latents,); None for nothing."""
+        return None
+
+    def scores(self, x: Tensor) -> Tensor:
+        """What the activation sees: pre-activations times sizes, (batch, n_latents)."""
+        sizes = self.sizes()
+        return self.pre_acts(x) if sizes is None else self.pre_acts(x) * sizes
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(batch, d_model) -> latents (batch, n_latents), mostly zero."""
+        return self.unscaled(self.activation(self.scores(x)))
+
+    def unscaled(self, active: Tensor) -> Tensor:
+        """What the activation gave, divided by sizes again: (batch, n_latents)."""
+        sizes = self.sizes()
+        return active if sizes is None else active / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
+
+    def unit(self, variance: Tensor) -> Tensor | float:
+        """What prices are counted in, given the variance of the inputs. Here inputs have unit norm."""
+        return 1.0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(batch, n_latents) -> (batch, d_model)."""
+        return latents @ self.W_dec.to(latents) + self.b_dec.to(latents)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+    def competitions(self) -> list[tuple[Tensor | None, Tensor]]:
+        """Where latents compete for their places: sizes, and the decoder rows that the winners write with. Just one."""
+        return [(self.sizes(), self.W_dec)]
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the threshold of BatchTopK on batches of inputs."""
+        self.activation.calibrate(self.scores(x) for x in batches)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, encoder_scale: float = 1.0) -> None:
+        """Fit the start to a sample (batch, d_model): b_dec its geometric median, encoder scaled so that
+        reconstructions have `encoder_scale` times the norm of the inputs (1 in Gao et al. 2024, A.1)."""
+        self.b_dec.copy_(geometric_median(x))
+        x = x[:1024]  # enough for a mean, and a dense code of more would take memory that training does not need
+        wanted, got = (x - self.b_dec).norm(dim=-1).mean(), (self(x).flatten(1) - self.b_dec).norm(dim=-1).mean()
+        self.W_enc.mul_(encoder_scale * wanted / got.clamp(min=1e-12))
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Rows of W_dec back to unit norm."""
+        self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True))
+
+
+def geometric_median(x: Tensor, n_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point with the least summed distance to the rows of x (batch, d): Weiszfeld's iteration. (d,)"""
+    point = x.mean(0)
+    for _ in range(n_iterations):
+        weights = 1 / (x - point).norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        previous, point = point, (weights * x).sum(0) / weights.sum()
+        if (point - previous).norm() <= tolerance * point.norm():
+            break
+    return point
+
+
+def _at_least_one(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k = {k} keeps nothing; choose k >= 1")
+    return k
+
+
+class _Jump(torch.autograd.Function):
+    """a 1[a > theta]: the gradient of theta is -theta / bandwidth inside the window (eq. 11 of that paper)."""
+
+    @staticmethod
+    def forward(ctx, pre_acts, threshold, bandwidth):
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return pre_acts * (pre_acts > threshold.to(pre_acts))
+
+    @staticmethod
+    def backward(ctx, grad):
+        pre_acts, threshold = ctx.saved_tensors
+        local = threshold.to(pre_acts)
+        near = ((pre_acts - local).abs() < ctx.bandwidth / 2) * grad
+        return grad * (pre_acts > local), -threshold / ctx.bandwidth * near.float().sum(0), None
+
+
+class _Step(torch.autograd.Function):
+    """1[a > theta]: the gradient of theta is -1 / bandwidth inside the window, none reaches a (eq. 12)."""
+
+    @staticmethod
+    def forward(ctx, pre_acts, threshold, bandwidth):
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre_acts > threshold.to(pre_acts)).to(pre_acts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        pre_acts, threshold = ctx.saved_tensors
+        near = ((pre_acts - threshold.to(pre_acts)).abs() < ctx.bandwidth / 2) * grad
+        return None, -near.float().sum(0) / ctx.bandwidth, None

@@ -1,0 +1,254 @@
+"""The fast parts of a TopK training step: exact top-k, and gradients that touch only the latents that are on.
+
+A TopK code has k of n latents per token, so most of a dense step multiplies by zero, and most of the rest moves large
+temporaries in and out of memory. Here
+
+    pre_acts   one product, a block of tokens at a time, into a buffer that every step uses again: nothing of size
+               (batch, n) exists. It runs in bf16 where the processor has bf16 products (4 to 8 times the speed of fp32)
+    topk       the k best of n/4 group maxima, found in the same way, then the k best of their 4 k members. Exact:
+               whoever is among the k largest sits in a group whose maximum is among the k largest maxima. Floats above
+               zero are ordered like the integers of the same bits, and integers compare faster
+    decode     a weighted sum of k decoder rows per token; the gradient of a value is one dot product
+    gradients  sort the batch * k pairs (token, latent) by latent once; the gradient of a latent's encoder or decoder
+               row is then a weighted sum of the rows of its own tokens. `updates` asks for it a block of latents at a
+               time, so that no full gradient exists either
+
+All sums over tokens are in fp32, and so is everything but the product that ranks the latents and gives their values.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.base import products
+
+GROUP = 4  # members per group in each stage of topk
+BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
+BLOCK = {"cpu": 1024, "cuda": 16384}  # tokens whose pre-activations are worked on at once
+INTEGER = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+_buffers: dict[tuple, Tensor] = {}
+
+
+def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of relu(x) (batch, n), in no order: values and indices (batch, k).
+
+    Where fewer than k entries are above zero, the rest of the values is zero and their indices mean nothing. The
+    values carry no gradient.
+    """
+    values, indices = _topk_of_integers(x.contiguous().view(INTEGER[x.dtype]), k)
+    return values.view(x.dtype).relu(), indices
+
+
+def _topk_of_integers(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n_groups = x.shape[1] // GROUP
+    if x.shape[1] % GROUP or n_groups <= k:  # no group could be left out
+        return _select(x, k)
+    maxima = x.view(-1, GROUP, n_groups).amax(1)  # group g holds g, g + n_groups, g + 2 n_groups, ...
+    groups = _topk_of_integers(maxima, k)[1]
+    members = (groups.unsqueeze(1) + n_groups * torch.arange(GROUP, device=x.device)[:, None]).flatten(1)
+    values, place = _select(x.gather(1, members), k)
+    return values, members.gather(1, place)
+
+
+def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of integers, all compared. NumPy partitions integers with vector instructions, several
+    times faster than torch, but returns no indices; so the index rides in the low bits."""
+    wide, bits = (torch.int32, 16) if x.dtype == torch.int16 and x.shape[1] <= 2**16 else (torch.int64, 32)
+    if x.device.type != "cpu" or x.dtype == torch.int64:
+        return x.topk(k, sorted=False)
+    packed = (x.to(wide) << bits) | torch.arange(x.shape[1], dtype=wide)
+    packed.numpy().partition(x.shape[1] - k, axis=1)
+    largest = packed[:, -k:]
+    return (largest >> bits).to(x.dtype), (largest & (2**bits - 1)).long()
+
+
+def batch_topk_threshold(pre_acts: Tensor, k: int) -> Tensor:
+    """The (k * batch)-th largest of all entries of (batch, n), at least the smallest positive number. ()"""
+    return _largest_of_batch(lambda m: topk(pre_acts.detach(), m), k, pre_acts.shape[1])[2]
+
+
+def _largest_of_batch(topk_of: Callable[[int], tuple[Tensor, Tensor]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and indices (batch, m) that hold the k * batch largest of a batch, and the least of those. `topk_of(m)`
+    gives the m largest of each row."""
+    m = min(n, 4 * k)
+    while True:
+        values, indices = topk_of(m)
+        threshold = values.flatten().topk(k * len(values), sorted=False).values.min()
+        if m == n or not (values.amin(1) > threshold).any():
+            return values, indices, threshold.clamp(min=torch.finfo(values.dtype).tiny)
+        m = min(n, 4 * m)  # some row may hold more than it was asked for
+
+
+@dataclass
+class Code:
+    """Which latents are on, for which tokens and how much: m pairs (token, latent), token after token."""
+
+    values: Tensor  # (m,) float32, at least zero; carries the gradient
+    latents: Tensor  # (m,) int32
+    tokens: Tensor  # (m,) int32
+    starts: Tensor  # (batch,) int32: where the pairs of each token begin
+    n_latents: int
+
+    def fired(self) -> Tensor:
+        """(n_latents,) bool: on for any token."""
+        return self.values.new_zeros(self.n_latents).index_add_(0, self.latents, self.values.detach()) > 0
+
+    def largest(self, k: int) -> "Code":
+        """The k largest of each token; all tokens must have the same number of pairs. Gradients go on to this code."""
+        values, latents = (each.view(len(self.starts), -1) for each in (self.values, self.latents))
+        place = values.detach().topk(k, sorted=False).indices
+        starts = self.starts[: len(values)] // values.shape[1] * k
+        tokens = torch.arange(len(values), dtype=torch.int32, device=values.device).repeat_interleave(k)
+        return Code(
+            values.gather(1, place).flatten(), latents.gather(1, place).flatten(), tokens, starts, self.n_latents
+        )
+
+    def sums(self, values: Tensor, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """sum over each latent's tokens of value * row: (m,), (batch, d) -> (last - first, d), for those latents."""
+        order, tokens, starts = self._by_latent
+        last = self.n_latents if last is None else last
+        whole = (first, last) == (0, self.n_latents)
+        begin, end = (0, len(order)) if whole else starts[[first, last]].tolist()
+        weights = values[order[begin:end]]
+        offsets = starts[first:last] - begin
+        return F.embedding_bag(tokens[begin:end], rows, offsets, mode="sum", per_sample_weights=weights)
+
+    @functools.cached_property
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs sorted by latent: order (m,), tokens (m,), and where each latent's begin (n_latents + 1,)."""
+        latents, order = self.latents.sort()
+        bounds = torch.arange(self.n_latents + 1, device=latents.device, dtype=latents.dtype)
+        return order, self.tokens[order], torch.searchsorted(latents, bounds, out_int32=True)
+
+
+def code_of(latents: Tensor) -> Code:
+    """What is above zero of dense latents (batch, n_latents). No gradient."""
+    tokens, which = (latents > 0).nonzero(as_tuple=True)
+    starts = torch.searchsorted(tokens, torch.arange(len(latents), device=tokens.device), out_int32=True)
+    return Code(latents[tokens, which], which.int(), tokens.int(), starts, latents.shape[1])
+
+
+def encode_topk(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    k: int,
+    sizes: Tensor | None = None,
+    among: Tensor | None = None,
+) -> Code:
+    """TopK code of x (batch, d_model). `sizes` (n_latents,), positive: latents are ranked by their value times this.
+    `among` (m,), ascending: only these latents take part. No gradient for x and sizes."""
+    centred, encoder = (x - b_dec).detach(), (W_enc, b_enc, sizes)
+    with torch.no_grad():
+        if among is not None:
+            encoder = [None if each is None else each[among] for each in encoder]
+        values, latents = _largest(centred, *encoder, k)
+        latents = (latents if among is None else among[latents]).flatten().int()
+        values = values.flatten() if sizes is None else values.flatten() / sizes[latents]
+    tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
+    code = Code(values, latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
+    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
+    return code
+
+
+def encode_batch_topk(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, sizes: Tensor | None = None
+) -> Code:
+    """BatchTopK code of x (batch, d_model): the k * batch largest of the batch, above zero. As `encode_topk` else."""
+    centred = (x - b_dec).detach()
+    with torch.no_grad():
+        values, latents, threshold = _largest_of_batch(
+            lambda m: _largest(centred, W_enc, b_enc, sizes, m), k, len(W_enc)
+        )
+        tokens, place = (values >= threshold).nonzero(as_tuple=True)
+        starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device), out_int32=True)
+        values, latents = values[tokens, place], latents[tokens, place].int()
+        values = values if sizes is None else values / sizes[latents]
+    code = Code(values, latents, tokens.int(), starts, len(W_enc))
+    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
+    return code
+
+
+def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
+    """sum_j values_j W_dec[latents_j] for each token: (batch, d_model) in float32."""
+    return _Decode.apply(code.values, code, W_dec)
+
+
+def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of sizes * relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
+    dtype = products.compute_dtype(centred)
+    blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK[W.device.type])
+    weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
+    scale = W.new_ones(()) if sizes is None else sizes
+    torch.mul(W, scale.unsqueeze(-1), out=weights[:, :-BIAS])
+    weights[:, -BIAS:].zero_()[:, 0].copy_(b * scale)
+    pre_acts = _scratch("pre_acts", (len(blocks[0]), len(W)), dtype, W.device)
+    parts = [topk(torch.mm(x, weights.T, out=pre_acts[: len(x)]), k) for x in blocks]
+    values, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values.float(), indices
+
+
+def _scratch(purpose: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A buffer that is kept, as large as the largest so far: fresh ones cost more in page faults than their work."""
+    key, size = (purpose, threading.get_ident(), dtype, device), math.prod(shape)
+    if key not in _buffers or len(_buffers[key]) < size:
+        _buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return _buffers[key][:size].view(shape)
+
+
+class _ValuesGradient(torch.autograd.Function):
+    """Passes the values on; backward takes their gradient to the encoder and the biases."""
+
+    @staticmethod
+    def forward(ctx, values, code, centred, W_enc, b_enc, b_dec):
+        ctx.save_for_backward(values, centred, W_enc, b_enc)
+        ctx.code = code
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, centred, W_enc, b_enc = ctx.saved_tensors
+        grad = grad * (values > 0)
+        grad_b = torch.zeros_like(b_enc).index_add_(0, ctx.code.latents, grad)
+        return None, None, None, _row_gradient(W_enc, ctx.code, grad, centred), grad_b, -(grad_b @ W_enc)
+
+
+class _Decode(torch.autograd.Function):
+    """The reconstruction; backward gives the gradient of the values, in fp32, and takes it to the decoder."""
+
+    @staticmethod
+    def forward(ctx, values, code, W_dec):
+        ctx.save_for_backward(values, W_dec)
+        ctx.code, dtype = code, products.compute_dtype(W_dec)
+        rows = _scratch("rows", W_dec.shape, dtype, W_dec.device).copy_(W_dec)
+        return F.embedding_bag(code.latents, rows, code.starts, mode="sum", per_sample_weights=values.to(dtype)).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, W_dec = ctx.saved_tensors
+        code = ctx.code
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # grad . W_dec[latent], for each pair
+            grad, W_dec, code.latents, code.starts, code.tokens, 0
+        )
+        return dots, None, _row_gradient(W_dec, code, values, grad)
+
+
+def _row_gradient(weight: Tensor, code: Code, values: Tensor, rows: Tensor) -> Tensor | None:
+    """Gradient of `weight` (n_latents, d), or a note of how to get it where the weight has a list for such notes."""
+    if hasattr(weight, "pending"):
+        return weight.pending.append((code, values, rows))
+    return code.sums(values, rows)

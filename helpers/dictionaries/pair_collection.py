@@ -1,0 +1,236 @@
+"""Pairs of models, and the dictionaries that read them (notebooks 09 to 12), trained once and kept in the cache.
+
+    chat           base against the chat model: what the fine-tune changed
+    scaled         the same, each model's activations divided by their mean norm over sqrt(d_model)
+    longer         base against itself trained on with plain text: what training on changes (embedded subject only)
+    self           base against itself: nothing differs
+    quirk          chat against itself trained on to agree with any opinion (embedded subject only)
+    injected       activations of base, with planted directions on top: the truth is known
+    injected-gpt2  the same on the GPT-2 of the first notebooks
+
+All read half plain text and half dialogue, but for the last, which reads plain text. Dialogues are those of the chat
+model, for the quirk its own. What one notebook has trained the next one loads. The reference collection sees more
+tokens and seeds; what was measured on it is stored.
+
+Crosscoders read both models. An autoencoder reads a view of the pair (`helpers.activations.views`), at equal terms:
+
+    pairs.train("chat", pairs.cells("BatchTopK"))
+    pairs.train("chat", pairs.cells("BatchTopK", kind=Cell), view="difference")
+"""
+
+import dataclasses
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from helpers.activations.injected import InjectedPair, Truth
+from helpers.activations.stream import ActivationStream, Harvest, harvest_rows
+from helpers.activations.views import ViewedStream, view_of
+from helpers.base.storage import cache_dir
+from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
+from helpers.notebook.run import Run
+from helpers.subjects.pair import SubjectPair, half_and_half
+from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
+from helpers.text.answer_positions import dialogues_of
+from helpers.text.documents import TokenStream, text_for
+from helpers.text.turns import DialogueStream, Encoded, dialogue_text_for
+
+PAIRS = ("chat", "scaled", "longer", "self", "quirk", "injected", "injected-gpt2")
+TRAINED_ON = {"longer": "docs-gemma2-longer", "quirk": "docs-gemma2-quirk"}  # which no hub has
+SCALE_ROWS = 64  # token rows that `scaled` measures norms on
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which crosscoders there are by default, and what they read. Amounts are tokens."""
+
+    n: int  # latents
+    k: int  # of BatchTopK
+    price: float  # of an L1 crosscoder's latent
+    tokens: int  # a crosscoder reads
+    text: int  # harvested, read again when it is used up
+    heldout: int  # to measure on
+    context: int = 128
+    batch_size: int = 512
+    lr: float = 3e-3  # at 1,024 latents, times 1/sqrt(n)
+
+
+PLANS = {
+    "smoke": Plan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
+    "laptop": Plan(1024, 24, 0.05, 300_000, 220_000, 32_768),
+    "reference": Plan(1024, 24, 0.05, 300_000, 300_000, 32_768),
+    "long": Plan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
+    "paper": Plan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
+}
+
+
+class Heldout(NamedTuple):
+    """Activations of held-out tokens, in the order of the text: first plain text, then dialogue."""
+
+    x: torch.Tensor  # (tokens, 2, d_model)
+    tokens: np.ndarray  # (tokens,) ids
+    roles: np.ndarray  # (tokens,) indices into `dialogue_tokens.ROLES`, -1 for plain text
+    behaviours: np.ndarray  # (tokens,) index of the behaviour that an answer's token belongs to, -1 for none
+    decisions: np.ndarray  # (tokens,) the same at the last token before the answer
+
+
+class PairCollection:
+    """The subjects, their activations, and crosscoders trained on them on demand.
+
+    `seeds` counts up from the run's. `reference` takes a larger plan in place of the scale's, by name if it is not the
+    one of that name.
+    """
+
+    def __init__(self, run: Run, seeds: int = 3, reference: bool | str = False):
+        self.plan = PLANS[{True: "reference", False: run.scale}.get(reference, reference)]
+        self.seeds = [run.seed + i for i in range(seeds)]
+        self._run = run
+        run.settings["pair_collection"] = dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+        remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
+        self.stream, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
+
+    @cached_property
+    def base(self) -> Subject:
+        return load_subject(subject_for(self._run.subject, "gemma2-base"), dtype=self._dtype)
+
+    @cached_property
+    def chat(self) -> Subject:
+        return load_subject(subject_for(self._run.subject, "gemma2-chat"), dtype=self._dtype)
+
+    @cached_property
+    def pairs(self) -> list[str]:
+        """The pairs that this subject has."""
+        return [name for name in PAIRS if name not in TRAINED_ON or self._run.subject == "embedded"]
+
+    def pair(self, name: str) -> SubjectPair:
+        """Raises ValueError for a pair that does not exist."""
+        if name not in self.pairs or name.startswith("injected"):
+            raise ValueError(f"there is no pair of models {name!r}: choose of {', '.join(self.pairs[:-2])}")
+        if name in TRAINED_ON:
+            before = self.base if name == "longer" else self.chat
+            return SubjectPair(before, load_subject(TRAINED_ON[name], dtype=self._dtype))
+        pair = SubjectPair(self.base, self.base if name == "self" else self.chat)
+        return pair.scaled(self._rows("train")[:: len(self._rows("train")) // SCALE_ROWS]) if name == "scaled" else pair
+
+    def cells(
+        self,
+        method: str,
+        sparsity: float | None = None,
+        seeds: int | None = None,
+        kind: type[Cell] = CrosscoderCell,
+        **changes,
+    ) -> list[Cell]:
+        """A "ReLU" (with an L1 price) or "BatchTopK" for each seed; `changes` are of the kind of cell."""
+        plan = self.plan
+        usual = {"n_latents": plan.n, "sparsity": plan.price if method == "ReLU" else plan.k, "tokens": plan.tokens}
+        given = usual | ({} if sparsity is None else {"sparsity": sparsity}) | changes
+        lr = plan.lr * (1024 / given["n_latents"]) ** 0.5
+        return [kind(method, seed=seed, **{"lr": lr} | given) for seed in self.seeds[:seeds]]
+
+    def matched_k(self, l0: float) -> int:
+        """The k with which BatchTopK is as sparse as an L1 crosscoder of this L0; the plan's where it is within 5 %."""
+        reached = min(self.plan.n, max(1, round(l0)))
+        return self.plan.k if abs(reached / self.plan.k - 1) < 0.05 else reached
+
+    def train(self, name: str, cells: list[Cell], view: str | None = None) -> Sweep:
+        """Crosscoders of a pair, or autoencoders of a view of it, measured on its held-out tokens.
+
+        What the cache holds is loaded. Raises ValueError for a view that does not exist.
+        """
+        stream, x = self.stream(name), self.heldout(name).x
+        if view is not None:
+            stream, x = ViewedStream(stream, view), view_of(x, view)
+        return sweep(cells, stream.batches, x, self.plan.tokens, self.folder)
+
+    def truth(self, name: str) -> Truth:
+        """What was planted at the held-out tokens of an injected pair."""
+        return self._planted(name)[1]
+
+    def dialogues(self, speaker: str = "chat") -> list[Encoded]:
+        """The held-out dialogues, cut to the context that dictionaries read: to patch in."""
+        return dialogues_of(self._dialogue("heldout", speaker), self.plan.context)
+
+    @property
+    def folder(self) -> Path:
+        return cache_dir() / "sweeps" / "pairs"
+
+    def _stream(self, name: str) -> ActivationStream | InjectedPair:
+        """Shuffled training activations of a pair; its `batches` yield (batch, 2, d_model) or (batch, 2 d_model)."""
+        if name == "injected-gpt2":
+            text = text_for(self._run.subject, "train", self._gpt2.tokenizer, self.plan.text)
+            return InjectedPair(self._activations(self._gpt2, text.tokens), seed=self._run.seed)
+        subject = self.base if name == "injected" else self.pair(name)
+        activations = self._activations(subject, self._tokens("train", _speaker(name)))
+        return InjectedPair(activations, seed=self._run.seed) if name == "injected" else activations
+
+    def _heldout(self, name: str) -> Heldout:
+        """Held-out activations of a pair, with labels but for the injected ones."""
+        if name.startswith("injected"):
+            x = self._planted(name)[0]
+            return Heldout(x, *np.full((4, len(x)), -1))
+        pair, rows = self.pair(name), self._rows("heldout", _speaker(name))
+        parts = [harvest_rows(pair, some, self._harvest) for some in rows.split(self._harvest.rows)]
+        labels = (array[:, 1:].ravel() for array in (rows.numpy(), *self._labels(_speaker(name))))
+        return Heldout(torch.cat(parts).unflatten(1, (2, -1)), *labels)
+
+    def _planted(self, name: str) -> tuple[torch.Tensor, Truth]:
+        """Held-out activations of an injected pair (tokens, 2, d_model), and what was planted there."""
+        if name == "injected":
+            background = self.heldout("self").x[:, 0]
+        else:
+            text = text_for(self._run.subject, "heldout", self._gpt2.tokenizer, 2 * self.plan.heldout)
+            background = self._activations(self._gpt2, text.tokens).take(self.plan.heldout)
+        return self.stream(name).sample(background, seed=0)
+
+    @cached_property
+    def _gpt2(self) -> Subject:
+        return load_subject(subject_for(self._run.subject))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self._run.subject == "embedded" else torch.bfloat16
+
+    @property
+    def _harvest(self) -> Harvest:
+        return Harvest(context=self.plan.context, normalisation="none")
+
+    def _activations(self, subject: Subject | SubjectPair, tokens: np.ndarray) -> ActivationStream:
+        options = {"batch_size": self.plan.batch_size, "seed": 0, "memory_limit_gb": 3, "cache": True}
+        return ActivationStream(subject, tokens, self._harvest, **options)
+
+    def _text(self, split: str) -> TokenStream:
+        text = text_for(self._run.subject, split, self.base.tokenizer, self._n(split))
+        warn_if_other_corpus(self.base, text.corpus)
+        return text
+
+    def _dialogue(self, split: str, speaker: str) -> DialogueStream:
+        """In the template of the chat model; a base of the hub has none."""
+        options = {"seed": self._run.seed, "speaker": speaker}
+        return dialogue_text_for(self._run.subject, split, self.chat.tokenizer, self._n(split), **options)
+
+    def _n(self, split: str) -> int:
+        return self.plan.text if split == "train" else self.plan.heldout
+
+    def _rows(self, split: str, speaker: str = "chat") -> torch.Tensor:
+        """(rows, context): the upper half plain text, the lower half dialogue."""
+        return torch.from_numpy(self._tokens(split, speaker).astype(np.int64)).view(-1, self.plan.context)
+
+    def _tokens(self, split: str, speaker: str) -> np.ndarray:
+        spoken = self._dialogue(split, speaker).tokens
+        return half_and_half(self._text(split).tokens, spoken, self.plan.context, self._n(split))
+
+    def _labels(self, speaker: str) -> list[np.ndarray]:
+        """Roles, behaviours and decisions of the held-out rows, (rows, context) each."""
+        spoken, half = self._dialogue("heldout", speaker), self._tokens("heldout", speaker).size // 2
+        labels = (
+            array[:half].reshape(-1, self.plan.context) for array in (spoken.roles, spoken.behaviours, spoken.decisions)
+        )
+        return [np.concatenate([np.full_like(array, -1), array]) for array in labels]
+
+
+def _speaker(name: str) -> str:
+    """Whose dialogues a pair reads."""
+    return "quirk" if name == "quirk" else "chat"

@@ -1,0 +1,109 @@
+"""How good is a sparse code? Error, sparsity, dead latents, and shrinkage.
+
+NMSE  = sum |x - x_hat|^2 / sum |x - mean|^2     1 for predicting the mean, 0 for a perfect reconstruction
+L0    = latents on per token
+dead  = share of latents that never fire on the sample
+shrinkage: keep which latents are on, choose their best values, and see how the values move
+          (Gao et al. 2024, section 5.1, "refinement")
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from helpers.dictionaries.autoencoders import SparseAutoencoder
+
+
+class Quality(NamedTuple):
+    """Measured on one sample of activations."""
+
+    nmse: float
+    l0: float  # mean over tokens
+    l0_sd: float  # standard deviation over tokens
+    dead: float  # share of latents
+    density: Tensor  # (n_latents,): share of tokens each latent is on for
+
+
+def nmse(x: Tensor, x_hat: Tensor, mean: Tensor | None = None) -> float:
+    """Squared error of x_hat over that of always predicting `mean` (of x by default). Both (batch, d_model)."""
+    mean = x.mean(0) if mean is None else mean
+    return ((x - x_hat).square().sum() / (x - mean).square().sum()).item()
+
+
+@torch.no_grad()
+def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
+    """NMSE, L0, dead share and density of `sae` on x (n, d_model), in fp32, without a full (n, n_latents) code."""
+    sae.eval()
+    error, counts, l0 = 0.0, torch.zeros(sae.n_latents, dtype=torch.int64, device=x.device), []
+    for part in x.split(batch):
+        latents = sae.encode(part)
+        on = (latents > 0).view(len(part), -1, sae.n_latents).any(1)  # a decoupled latent is on in either model
+        error += (part - sae.decode(latents)).square().sum(dtype=torch.float64).item()
+        counts += on.sum(0)
+        l0.append(on.sum(1))
+    l0 = torch.cat(l0).double()
+    total = (x - x.mean(0)).square().sum(dtype=torch.float64).item()
+    density = counts / len(x)
+    return Quality(error / total, l0.mean().item(), l0.std().item(), (counts == 0).float().mean().item(), density)
+
+
+def at_matched_l0(l0: list[float], error: list[float], wanted: float) -> float:
+    """NMSE at sparsity `wanted`, interpolated linearly between neighbours in log L0 and log NMSE.
+
+    Raises ValueError when `wanted` lies outside the measured range: no extrapolation.
+    """
+    points = sorted(zip(l0, error, strict=True))
+    if not points or not points[0][0] <= wanted <= points[-1][0]:
+        reached = f"{points[0][0]:.1f} to {points[-1][0]:.1f}" if points else "nothing"
+        raise ValueError(f"L0 {wanted} lies outside the measured range ({reached}); widen the sweep")
+    logs = torch.tensor(points, dtype=torch.float64).log()
+    place = torch.tensor(wanted, dtype=torch.float64).log()
+    right = int(torch.searchsorted(logs[:, 0].contiguous(), place).clamp(1, len(logs) - 1)) if len(logs) > 1 else 0
+    if right == 0:
+        return points[0][1]
+    (x0, y0), (x1, y1) = logs[right - 1], logs[right]
+    share = ((place - x0) / (x1 - x0)).item() if x1 > x0 else 0.0
+    return float((y0 + share * (y1 - y0)).exp())
+
+
+class Refined(NamedTuple):
+    """Latents before and after refinement, both (batch, n_latents)."""
+
+    before: Tensor
+    after: Tensor
+
+    def shift(self) -> Tensor:
+        """Relative change of each token's summed latents: (tokens with any latent on,). Positive: they were shrunk."""
+        before, after = self.before.sum(1), self.after.sum(1)
+        on = before > 0
+        return after[on] / before[on] - 1
+
+
+@torch.no_grad()
+def refine(sae: SparseAutoencoder, x: Tensor, n_iterations: int = 200) -> Refined:
+    """Best non-negative values for the latents that are on, decoder fixed, the rest kept at zero.
+
+    Accelerated projected gradient descent on |x - b_dec - z W_dec|^2 from the encoder's values; the error never
+    ends higher than it began. x: (batch, d_model).
+    """
+    before = sae.eval().encode(x)
+    k = int((before > 0).sum(1).max())
+    start, rows = before.topk(max(k, 1), dim=1)
+    support = (start > 0).to(x)
+    W = sae.W_dec[rows] * support.unsqueeze(-1)  # (batch, k, d_model), zero for what is off
+    gram, wanted = W @ W.mT, (W @ (x - sae.b_dec).unsqueeze(-1)).squeeze(-1)
+    step = 1 / torch.linalg.matrix_norm(gram, ord=1).clamp(min=1e-12).unsqueeze(1)  # at least the largest eigenvalue
+    z, momentum, t = start, start, 1.0
+    for _ in range(n_iterations):
+        gradient = (gram @ momentum.unsqueeze(-1)).squeeze(-1) - wanted
+        new, t_new = (momentum - step * gradient).relu() * support, (1 + (1 + 4 * t * t) ** 0.5) / 2
+        z, momentum, t = new, new + (t - 1) / t_new * (new - z), t_new
+    worse = _error(gram, wanted, z) > _error(gram, wanted, start)
+    z = torch.where(worse.unsqueeze(1), start, z)
+    return Refined(before, torch.zeros_like(before).scatter(1, rows, z))
+
+
+def _error(gram: Tensor, wanted: Tensor, z: Tensor) -> Tensor:
+    """|x - b_dec - z W|^2 up to a constant, per token."""
+    return ((gram @ z.unsqueeze(-1)).squeeze(-1) * z).sum(1) - 2 * (wanted * z).sum(1)

@@ -1,0 +1,192 @@
+"""How fast this machine is at the parts of a training step, and how long real steps take.
+
+`measure` gives the rates that `costs` needs to predict a run. The other functions time what they are named for: works
+that are compared run in turn, so that a slow moment of the machine meets them all, and come back as a ratio for each
+turn.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.base import products
+from helpers.dictionaries import kernels
+from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+from helpers.dictionaries.dead_latents import AuxK, Remedy
+from helpers.dictionaries.training import TrainConfig, Training
+
+AUXK = AuxK()
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a machine does in a second."""
+
+    product: float  # FLOPs of the encoder product
+    maxima: float  # pre-activations compared in groups
+    selection: float  # candidates among which the k largest are found
+    pairs: float  # pairs (token, latent) sorted and counted
+    gather: float  # bytes of scattered rows
+    stream: float  # bytes of weights updated
+    overhead: float  # seconds that any step takes
+
+
+def measure(seconds: float = 1.5, d_model: int = 256, n_latents: int = 4096, k: int = 32, batch: int = 1024) -> Machine:
+    """Rates of this machine's CPU, each a median, on what training calls; in turn, so that caches are as in a step."""
+    training, x = _training(d_model, n_latents, k, batch)
+    tiny, few = _training(16, 64, 1, 32)
+    code, W_dec = _code(training, x), training.sae.W_dec
+    dtype = products.compute_dtype(x)
+    integers = torch.randint(2**15, (batch, n_latents), dtype=kernels.INTEGER[dtype])
+    some = integers[:, : 16 * k].contiguous().view(dtype)
+    works = {  # amount, and what does it
+        "product": (2 * batch * n_latents * d_model, _product(training, x)),
+        "maxima": (batch * n_latents, lambda: integers.view(batch, kernels.GROUP, -1).amax(1)),
+        "selection": (batch * candidates(some.shape[1], k), lambda: kernels.topk(some, k)),
+        "pairs": (batch * k, lambda: (dataclasses.replace(code).sums(code.values, x[:, :1]), code.fired())),
+        "gather": ((itemsize() + 8) * batch * k * d_model, lambda: _decode_and_back(code, W_dec, x)),
+        "stream": (48 * n_latents * d_model, lambda: _update(training)),
+        "overhead": (1, lambda: tiny.step(few)),
+    }
+    calls = [call for _, call in works.values()]
+    repeats = max(3, round(seconds / _interleaved(calls, 1).sum()))
+    times = dict(zip(works, np.median(_interleaved(calls, repeats), 0).tolist(), strict=True))
+    rates = {name: amount / times[name] for name, (amount, _) in works.items()}
+    return Machine(**rates | {"overhead": times["overhead"]})
+
+
+def time_step(
+    d_model: int, n_latents: int, k: int, batch: int, repeats: int, dead_share: float = 0.0, remedy: Remedy = AUXK
+) -> float:
+    """Median seconds of a training step while this share of the latents counts as dead."""
+    step = _stepper(d_model, n_latents, k, batch, dead_share, remedy)
+    return float(np.median(_interleaved([step], repeats)))
+
+
+def remedy_against_none(
+    d_model: int, n_latents: int, k: int, batch: int, repeats: int, dead_share: float, remedy: Remedy = AUXK
+) -> np.ndarray:
+    """Time of a step with the remedy over the time without: (repeats,), each from a pair of steps in turn."""
+    steps = [_stepper(d_model, n_latents, k, batch, dead_share, r) for r in (remedy, Remedy())]
+    return np.divide(*_interleaved(steps, repeats).T)
+
+
+def dense_against_sparse(d_model: int, n_latents: int, k: int, batch: int, repeats: int) -> np.ndarray:
+    """Time of the dense decoder, forward and backward with the weight's gradient, over the sparse one: (repeats,).
+
+    The dense one is three products, in bf16 where fast, into buffers used again; that its code must first be filled in
+    and that autograd would allocate is not held against it.
+    """
+    training, x = _training(d_model, n_latents, k, batch)
+    code, W_dec = _code(training, x), training.sae.W_dec
+    dense, unsorted = _dense_decoder(code, W_dec, x), lambda: dataclasses.replace(code)
+    works = [dense, lambda: _decode_and_back(unsorted(), W_dec, x)]
+    return np.divide(*_interleaved(works, repeats).T)
+
+
+def encoder_share(d_model: int, n_latents: int, k: int, batch: int, repeats: int) -> np.ndarray:
+    """Time of the encoder's forward product, into a buffer used again, over that of a whole step: (repeats,)."""
+    training, x = _training(d_model, n_latents, k, batch)
+    return np.divide(*_interleaved([_product(training, x), lambda: training.step(x)], repeats).T)
+
+
+def _training(d: int, n: int, k: int, batch: int, remedy: Remedy | None = None) -> tuple[Training, Tensor]:
+    """A training that never ends, and a batch of random unit vectors."""
+    check_sizes(d, n, k, batch)
+    x = F.normalize(torch.randn(batch, d, generator=torch.Generator().manual_seed(1000)), dim=-1)
+    return Training(SparseAutoencoder(d, n, TopK(k)), TrainConfig(2**50, remedy=remedy or Remedy()), x), x
+
+
+def _stepper(d: int, n: int, k: int, batch: int, dead_share: float, remedy: Remedy) -> Callable[[], None]:
+    if not 0 <= dead_share <= 1:
+        raise ValueError(f"dead_share is a share of the latents, from 0 to 1, not {dead_share}")
+    training, x = _training(d, n, k, batch, remedy)
+    silent = 2**60 * (torch.arange(n) < round(dead_share * n))
+
+    def step() -> None:
+        training.silent = silent  # whoever has fired meanwhile
+        training.step(x)
+
+    return step
+
+
+def _code(training: Training, x: Tensor) -> kernels.Code:
+    sae = training.sae
+    code = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k)
+    return dataclasses.replace(code, values=code.values.detach().requires_grad_())
+
+
+def _product(training: Training, x: Tensor) -> Callable[[], None]:
+    dtype = products.compute_dtype(x)
+    blocks, weight = x.to(dtype).split(kernels.BLOCK["cpu"]), training.sae.W_enc.detach().to(dtype).T
+    pre_acts = torch.empty(len(blocks[0]), weight.shape[1], dtype=dtype)
+
+    def run() -> None:
+        for block in blocks:
+            torch.mm(block, weight, out=pre_acts[: len(block)])
+
+    return run
+
+
+def _decode_and_back(code: kernels.Code, W_dec: Tensor, x: Tensor) -> None:
+    weight = W_dec.detach().requires_grad_()  # without the list that would put its gradient off
+    torch.autograd.grad(kernels.decode_sparse(code, weight), (code.values, weight), x)
+
+
+def _dense_decoder(code: kernels.Code, W_dec: Tensor, x: Tensor) -> Callable[[], None]:
+    dtype = products.compute_dtype(x)
+    latents = torch.zeros(len(x), len(W_dec)).index_put_((code.tokens, code.latents), code.values.detach()).to(dtype)
+    weight, grad, x_hat, by_latent = W_dec.detach().to(dtype), x.to(dtype), x.to(dtype), torch.empty_like(latents)
+    by_row = torch.empty_like(weight)
+
+    def run() -> None:
+        torch.mm(latents, weight.copy_(W_dec.detach()), out=x_hat)
+        torch.mm(grad, weight.T, out=by_latent)
+        torch.mm(latents.T, grad, out=by_row)
+
+    return run
+
+
+def _update(training: Training) -> None:
+    for weight in (training.sae.W_enc, training.sae.W_dec):
+        weight.grad = weight.detach()
+    training.optimizer.step(0.0)
+
+
+def _interleaved(works: list[Callable[[], None]], repeats: int) -> np.ndarray:
+    """Seconds of each work, all in turn so that a busy machine slows all: (repeats, len(works))."""
+    if repeats < 1:
+        raise ValueError(f"repeats = {repeats} measures nothing; choose repeats >= 1")
+    return np.array([[_timed(work) for work in works] for _ in range(repeats + 2)])[2:]  # the first two fill buffers
+
+
+def _timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def candidates(n: int, k: int) -> int:
+    """Entries of a row of n that `kernels.topk` selects from, over all its stages."""
+    n_groups = n // kernels.GROUP
+    if n % kernels.GROUP or n_groups <= k:
+        return n
+    return candidates(n_groups, k) + kernels.GROUP * k
+
+
+def itemsize() -> int:
+    """Bytes of a number in the products."""
+    return 2 if products.has_fast_bf16() else 4
+
+
+def check_sizes(d_model: int, n_latents: int, k: int, count: int) -> None:
+    """Raises ValueError for sizes that no step can have."""
+    if min(d_model, n_latents, k, count) < 1 or k > n_latents:
+        raise ValueError(
+            f"sizes must be at least 1 and k at most n_latents, not {d_model=}, {n_latents=}, {k=} with {count} tokens"
+        )

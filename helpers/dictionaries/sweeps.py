@@ -1,0 +1,259 @@
+"""Many autoencoders on one stream of activations, and how to compare them fairly.
+
+A cell is one autoencoder. With a folder, a sweep keeps what it has finished and goes on where it was interrupted; with
+several jobs, joblib runs the cells, by default in processes of this machine, or where its backend has workers:
+
+    with joblib.parallel_config(backend="dask"):  # or "ray"; all machines see the folder and the cache of activations
+        sweep(cells, stream.batches, heldout, tokens, folder, n_jobs=-1)
+
+Two methods are compared at matched L0: each method's NMSE is interpolated along its own frontier, and the ratio of two
+NMSEs is averaged (geometrically) over the L0 values that both have reached. One number per seed; seeds give intervals.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
+from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
+from helpers.dictionaries.dead_latents import AuxK, Remedy
+from helpers.dictionaries.quality import at_matched_l0
+from helpers.dictionaries.sweep_store import Finished, StoredCell, measure
+from helpers.dictionaries.training import TrainConfig, train
+
+ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents and sparsity
+    "ReLU": lambda n, sparsity: ReLU(),
+    "Gated": lambda n, sparsity: Gated(n),
+    "JumpReLU": lambda n, sparsity: JumpReLU(n),
+    "TopK": lambda n, k: TopK(int(k)),
+    "MultiTopK": lambda n, k: MultiTopK(int(k)),
+    "BatchTopK": lambda n, k: BatchTopK(int(k)),
+}
+Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens, batch_size): the same each time
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One autoencoder of a sweep. `sparsity` is k for the TopK family, the price of a latent for the others."""
+
+    method: str
+    n_latents: int
+    sparsity: float
+    seed: int = 0
+    lr: float = 3e-3
+    tokens: int | None = None  # the sweep's by default
+    batch_size: int | None = None  # the stream's by default
+    unit_norm: bool = True
+    tied_init: bool = True
+    encoder_scale: float = 1.0
+    remedy: Remedy = AuxK()
+    ema: float = 0.0
+    decay: float = 0.2
+    dead_after: float = 0.05
+
+    def build(self, d_model: int) -> SparseAutoencoder:
+        """Raises ValueError for a method that does not exist."""
+        return SparseAutoencoder(d_model, int(self.n_latents), self.activation(), int(self.seed), self.tied_init)
+
+    def activation(self) -> nn.Module:
+        if self.method not in ACTIVATIONS:
+            raise ValueError(f"there is no method {self.method!r}; choose one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[self.method](self.n_latents, self.sparsity)
+
+    def switches(self) -> dict:
+        """What else its weights depend on, in JSON's types."""
+        return {}
+
+    def config(self, tokens: int) -> TrainConfig:
+        """How it is trained, for `tokens` if the cell has no number of its own."""
+        price = 0.0 if self.method.endswith("TopK") else float(self.sparsity)
+        names = ("unit_norm", "encoder_scale", "remedy", "ema", "decay", "dead_after")
+        same = {name: getattr(self, name) for name in names}
+        return TrainConfig(int(self.tokens or tokens), lr=float(self.lr), sparsity=price, **same)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrosscoderCell(Cell):
+    """One crosscoder of a sweep; batches are (batch, 2, d_model) or (batch, 2 d_model), heldout (n, 2, d_model)."""
+
+    init_norm: float = 1.0
+    size: str = "sum"
+    squared: bool = False
+    decoupled: bool = False
+    bridge: float = 0.0
+
+    def build(self, d_model: int) -> Crosscoder:
+        kind, switches = DecoupledCrosscoder if self.decoupled else Crosscoder, self.switches()
+        del switches["decoupled"]
+        return kind(d_model, int(self.n_latents), self.activation(), int(self.seed), **switches)
+
+    def switches(self) -> dict:
+        usual = {name: getattr(self, name) for name in ("init_norm", "size", "squared", "decoupled")}
+        return usual | ({"bridge": float(self.bridge)} if self.bridge else {})  # without one, files keep their names
+
+
+class Sweep(NamedTuple):
+    """What `sweep` returns."""
+
+    frame: pd.DataFrame  # a row for each cell: its fields, nmse, l0, l0_sd, dead, minutes, loss over the last tenth
+    curves: pd.DataFrame  # about 50 rows for each: its fields, `budget` its tokens; tokens read, loss, nmse, l0, dead
+    saes: dict[Cell, SparseAutoencoder]
+
+
+def grid(**choices: Iterable) -> list[Cell]:
+    """A cell for each combination: grid(method=["TopK"], n_latents=[512], sparsity=[16, 32], seed=range(3))."""
+    return [Cell(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+
+
+def sweep(
+    cells: Sequence[Cell],
+    batches: Batches,
+    heldout: Tensor,
+    tokens: int,
+    directory: Path | None = None,
+    n_jobs: int = 1,
+) -> Sweep:
+    """Train every cell for `tokens` as if it were alone; measure it on `heldout` (n, d_model).
+
+    `batches` is `ActivationStream.batches`, or any callable like it. With a `directory`, cells that are finished there
+    are loaded, one that was interrupted goes on, and `batches` must tell what it depends on: it, or the object whose
+    method it is, has a string `fingerprint`. `n_jobs` other than 1 leaves the cells to joblib; a stream then needs
+    cache=True, and each worker holds a block of it in memory.
+
+    Raises ValueError for a file in `directory` that is broken or another's, before anything is trained.
+    """
+    todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, tokens, directory)) for cell in cells]
+    todo = list({job.cell: job for job in todo}.values())
+    done = {job.cell: found for job in todo if (found := job.load())}
+    left = [job for job in todo if job.cell not in done]
+    with tqdm(total=len(todo), initial=len(done), unit="autoencoder") as bar:
+        for cell, finished in _spread(left, n_jobs) if n_jobs != 1 else _in_turn(left, bar):
+            done[cell] = finished
+            bar.update()
+    return _collected({job.cell: done[job.cell] for job in todo}, batches, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """All that a worker needs to train one cell."""
+
+    cell: Cell
+    batches: Batches
+    heldout: Tensor
+    tokens: int
+    stored: StoredCell | None
+
+    def load(self) -> Finished | None:
+        return self.stored and self.stored.load(self.cell.build(self.heldout.shape[-1]), self.heldout)
+
+    def run(self) -> tuple[Cell, Finished]:
+        cell, config = self.cell, self.cell.config(self.tokens)
+        batches = self.batches(config.tokens, *([] if cell.batch_size is None else [cell.batch_size]))
+        try:
+            sae = cell.build(self.heldout.shape[-1])
+            sae, record = train(sae, batches, config, checkpoint=self.stored and self.stored.checkpoint)
+        except Exception as error:
+            error.add_note(f"This was in {cell}.")
+            raise
+        finished = Finished(sae, record, measure(sae, self.heldout))
+        if self.stored:
+            self.stored.save(finished, self.heldout)
+        return cell, finished
+
+
+def _in_turn(jobs: list[_Job], bar: tqdm) -> Iterator[tuple[Cell, Finished]]:
+    for job in jobs:
+        bar.set_description(f"{job.cell.method} n={job.cell.n_latents}")
+        yield job.run()
+
+
+def _spread(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finished]]:
+    """As they are finished. Each worker gets its share of this process's threads."""
+    if not jobs:
+        return
+    owner = _owner(jobs[0].batches)
+    batches = owner.reader().batches if hasattr(owner, "reader") else jobs[0].batches
+    parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
+    threads = max(1, torch.get_num_threads() // joblib.effective_n_jobs(n_jobs))
+    yield from parallel(joblib.delayed(_work)(dataclasses.replace(job, batches=batches), threads) for job in jobs)
+
+
+def _work(job: _Job, threads: int) -> tuple[Cell, Finished]:
+    torch.set_num_threads(threads)
+    return job.run()
+
+
+def _owner(batches: Batches) -> object:
+    """The stream whose method it is, or the callable itself."""
+    return getattr(batches, "__self__", batches)
+
+
+def _batch_size(cell: Cell, batches: Batches) -> int | None:
+    return getattr(_owner(batches), "batch_size", None) if cell.batch_size is None else int(cell.batch_size)
+
+
+def _stored(cell: Cell, batches: Batches, tokens: int, directory: Path | None) -> StoredCell | None:
+    if directory is None:
+        return None
+    stream = getattr(_owner(batches), "fingerprint", None)
+    if not isinstance(stream, str):
+        raise ValueError(
+            "a sweep with a directory must know its stream again: pass `ActivationStream.batches`, or set "
+            "`batches.fingerprint` to a string that names all that the batches depend on"
+        )
+    own = {"method": cell.method, "n_latents": int(cell.n_latents), "sparsity": float(cell.sparsity)}
+    start = {"seed": int(cell.seed), "tied_init": cell.tied_init} | cell.switches()
+    read = {"stream": stream, "batch_size": _batch_size(cell, batches), "config": cell.config(tokens).described()}
+    return StoredCell(Path(directory), f"{cell.method}-{cell.n_latents}", own | start | read)
+
+
+def _collected(done: dict[Cell, Finished], batches: Batches, tokens: int) -> Sweep:
+    rows, curves = [], []
+    for cell, (_, record, quality) in done.items():
+        fields = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
+        fields |= {"tokens": cell.tokens or tokens, "batch_size": _batch_size(cell, batches)}
+        fields["remedy"] = _described(cell.remedy)
+        late = [row["loss"] for row in record["curve"] if row["tokens"] > 0.9 * fields["tokens"]]
+        rows.append(fields | quality | {"loss": sum(late) / len(late), "minutes": record["minutes"]})
+        curves += [fields | {"budget": fields["tokens"]} | row for row in record["curve"]]
+    return Sweep(pd.DataFrame(rows), pd.DataFrame(curves), {cell: finished.sae for cell, finished in done.items()})
+
+
+def _described(remedy: Remedy) -> str:
+    """Its name, and what is not the default: "AuxK", "AuxK(k=16)", "none"."""
+    fields = ((f.name, getattr(remedy, f.name), f.default) for f in dataclasses.fields(remedy))
+    changed = ", ".join(f"{name}={value}" for name, value, default in fields if value != default)
+    name = "none" if type(remedy) is Remedy else type(remedy).__name__
+    return f"{name}({changed})" if changed else name
+
+
+def matched_ratios(
+    frame: pd.DataFrame, numerator: str, denominator: str, at: Sequence[float], by: Sequence[str] = ("seed",)
+) -> pd.Series:
+    """NMSE of one method over another's at matched L0: a geometric mean over `at`, one value for each value of `by`.
+
+    Only the L0 values that both methods reached count. Raises ValueError if a group has none.
+    """
+    return frame.groupby(list(by)).apply(_geometric_ratio, numerator, denominator, at, include_groups=False)
+
+
+def _geometric_ratio(frame: pd.DataFrame, numerator: str, denominator: str, at: Sequence[float]) -> float:
+    a, b = (frame[frame.method == method] for method in (numerator, denominator))
+    low, high = max(a.l0.min(), b.l0.min()), min(a.l0.max(), b.l0.max())
+    inside = [value for value in at if low <= value <= high]
+    if not inside:
+        raise ValueError(
+            f"{numerator} and {denominator} share L0 {low:.1f} to {high:.1f} only, which holds none of {list(at)}; "
+            "widen the sweep of either"
+        )
+    logs = [math.log(at_matched_l0(a.l0, a.nmse, v) / at_matched_l0(b.l0, b.nmse, v)) for v in inside]
+    return math.exp(sum(logs) / len(logs))

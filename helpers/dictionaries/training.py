@@ -1,0 +1,303 @@
+"""Training a sparse autoencoder, step by step in verbs.
+
+    loss = |x - x_hat|^2 / variance of x + sparsity * price + what the remedy against dead latents adds
+
+A crosscoder's loss takes lengths in place of squares by default, and is counted in the input's typical length.
+
+The variance is one number, taken once at the start, so the loss starts near 1 whatever the scale of x. A latent is dead
+when it was silent for `dead_after` tokens. Time is counted in tokens throughout.
+
+A checkpoint holds all that changes from batch to batch. Training that was killed and started again skips the batches
+that it had read, and ends with the weights, bit for bit, that it would have had.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers.base import products
+from helpers.base.checkpoints import load_state, save_state
+from helpers.dictionaries import kernels
+from helpers.dictionaries.adam import Adam
+from helpers.dictionaries.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK
+from helpers.dictionaries.dead_latents import AuxK, Remedy
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Amounts are tokens, fractions are of the whole run."""
+
+    tokens: int
+    lr: float = 1e-3
+    sparsity: float = 0.0  # price of a latent: ReLU, Gated, JumpReLU
+    sparsity_warmup: float = 0.1  # the price rises over this fraction, so that latents live before they pay
+    remedy: Remedy = AuxK()  # against dead latents; Remedy() does nothing
+    dead_after: float = 0.05  # silent for this fraction of the run
+    decay: float = 0.2  # the last part of the run lowers the learning rate to zero; the paper's is 0
+    ema: float = 0.0  # average of weights kept for use; the paper's is 0.999, over far more updates
+    unit_norm: bool = True  # decoder rows stay on the unit sphere
+    encoder_scale: float = 1.0  # of the encoder's start, times the rule of A.1
+
+    @property
+    def dead_tokens(self) -> int:
+        return max(1, round(self.dead_after * self.tokens))
+
+    def lr_at(self, tokens: int) -> float:
+        """Learning rate after `tokens`: constant, then a straight line to zero."""
+        left = 1 - tokens / self.tokens
+        return self.lr * (min(1.0, left / self.decay) if self.decay else 1.0)
+
+    def sparsity_at(self, tokens: int) -> float:
+        """Price of a latent after `tokens`: a straight line up, then constant."""
+        return self.sparsity * (min(1.0, tokens / (self.sparsity_warmup * self.tokens)) if self.sparsity_warmup else 1)
+
+    def described(self) -> dict:
+        """The settings in JSON's types."""
+        remedy = {"name": type(self.remedy).__name__} | dataclasses.asdict(self.remedy)
+        return dataclasses.asdict(self) | {
+            "remedy": {k: list(v) if isinstance(v, tuple) else v for k, v in remedy.items()}
+        }
+
+
+class Trained(NamedTuple):
+    """What `train` returns."""
+
+    sae: SparseAutoencoder  # in eval mode, with averaged weights if config.ema
+    record: (
+        dict  # config, architecture, tokens, minutes, curve: [{tokens, loss, nmse, l0, dead}], means since the last row
+    )
+
+
+class Reconstruction(NamedTuple):
+    """What an architecture makes of a batch."""
+
+    x_hat: Tensor  # (batch, d_model)
+    l0: Tensor  # (): latents on per token, of the whole batch or of its first tokens
+    fired: Tensor  # (n_latents,) bool: on for any token of the batch
+    price: Tensor | float = 0.0  # (): what sparsity costs, before its weight
+    other_error: Tensor | float = 0.0  # (): squared error of another one: of Gated's gate, MultiTopK's wider code
+
+
+class Step(NamedTuple):
+    """One forward pass of training."""
+
+    loss: Tensor  # ()
+    nmse: Tensor  # (): squared error over the variance of x
+    l0: Tensor  # (): latents on per token
+    fired: Tensor  # (n_latents,) bool: on for any token of the batch
+
+
+def train(
+    sae: SparseAutoencoder,
+    batches: Iterable[Tensor],
+    config: TrainConfig,
+    progress: str | None = None,
+    checkpoint: Path | None = None,
+    save_every_minutes: float = 1.0,
+) -> Trained:
+    """Train `sae` in place on batches (batch, d_model) until `config.tokens` were read.
+
+    `progress` names the progress bar; None hides it. `checkpoint` is a file to go on from if it is there, written now
+    and then and removed by no one. Raises ValueError for batches that are empty, not finite, too few, or of another
+    width than the autoencoder, and for the checkpoint of another training.
+    """
+    first, batches = _look_at_first(sae, batches)
+    training = Training(sae, config, first.flatten(1))
+    done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
+    saved, recent, read = time.monotonic(), collections.deque(maxlen=8), 0
+    with tqdm(
+        total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, disable=progress is None
+    ) as bar:
+        for x in batches:
+            x = x.flatten(1)  # a crosscoder reads (batch, 2, d_model)
+            read += len(x)
+            recent.append(x)
+            if read > done:
+                training.step(x)
+                bar.update(len(x))
+                bar.set_postfix({name: f"{training.curve[-1][name]:.3f}" for name in ("nmse", "dead")}, refresh=False)
+                if checkpoint and (time.monotonic() - saved >= 60 * save_every_minutes or read >= config.tokens):
+                    training.save(checkpoint)
+                    saved = time.monotonic()
+            if read >= config.tokens:
+                break
+    if read < config.tokens:
+        raise ValueError(f"the batches ended after {read:,} of {config.tokens:,} tokens; harvest more, or train less")
+    return training.finished(recent)
+
+
+class Training:
+    """One training under way: all that changes from batch to batch. `first` (batch, d_model) is what it starts from."""
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
+        self.sae, self.config = sae, config
+        sae.train().start_from(first, config.encoder_scale)
+        self.variance = (first - first.mean(0)).square().sum(-1).mean()
+        self.unit_norm = config.unit_norm and not sae.free_norms
+        self.optimizer = Adam(sae, self.unit_norm)
+        self.average = [torch.zeros_like(p) for p in sae.parameters()] if config.ema else []
+        self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=first.device)  # tokens since it fired
+        self.tokens, self.minutes, self.curve = 0, 0.0, []
+        self.recent = torch.zeros(
+            4, device=first.device
+        )  # sums of loss, nmse, l0 and 1 since the last row of the curve
+
+    @property
+    def dead(self) -> Tensor:
+        """(n_latents,) bool."""
+        return self.silent >= self.config.dead_tokens
+
+    def step(self, x: Tensor) -> None:
+        """Forward, backward, update, and the books, for a batch (batch, d_model)."""
+        started, config, dead = time.monotonic(), self.config, self.dead
+        step = forward(self.sae, x, self.variance, dead, config, config.sparsity_at(self.tokens))
+        step.loss.backward()
+        self.optimizer.step(config.lr_at(self.tokens))
+        self._average()
+        self.silent = torch.where(step.fired, 0, self.silent + len(x))
+        progress = (self.tokens / config.tokens, (self.tokens + len(x)) / config.tokens)
+        if config.remedy.renew(self.sae, self.optimizer, x, self.dead, progress):
+            self.silent[self.dead] = 0
+        self.tokens += len(x)
+        self.minutes += (time.monotonic() - started) / 60
+        self.recent += torch.stack([step.loss.detach(), step.nmse, step.l0, torch.ones_like(step.nmse)])
+        if not self.curve or self.tokens - self.curve[-1]["tokens"] >= config.tokens / 50 or progress[1] >= 1:
+            self.curve.append(self._row())
+
+    def finished(self, recent: Iterable[Tensor]) -> Trained:
+        """The autoencoder as it is to be used. `recent`: the last batches, for a threshold."""
+        sae, config = self.sae, self.config
+        with torch.no_grad():
+            for parameter, mean in zip(sae.parameters(), self.average, strict=False):
+                parameter.copy_(mean / (1 - config.ema**self.optimizer.n_steps))
+        if config.ema and self.unit_norm:
+            sae.normalise_decoder()  # a mean of unit vectors is a little shorter than one
+        self.optimizer.release()
+        sae.eval()
+        if isinstance(sae.activation, BatchTopK):
+            sae.calibrate(recent)
+        return Trained(sae, self._identity() | {"tokens": self.tokens, "minutes": self.minutes, "curve": self.curve})
+
+    def save(self, path: Path) -> None:
+        """Write all of it aside, and rename."""
+        counts = {
+            "tokens": self.tokens,
+            "n_steps": self.optimizer.n_steps,
+            "minutes": self.minutes,
+            "curve": self.curve,
+        }
+        save_state(path, self._tensors(), identity=self._identity(), **counts)
+
+    def resume(self, path: Path) -> int:
+        """Go on from a checkpoint; returns the tokens read. Raises ValueError for one that is broken or another's."""
+        tensors, meta = load_state(path)
+        if meta.get("identity") != self._identity():
+            raise ValueError(f"{path} is of another training; move it away, or train with its settings")
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(tensors[name])
+        self.tokens, self.minutes, self.curve = meta["tokens"], meta["minutes"], meta["curve"]
+        self.optimizer.n_steps = meta["n_steps"]
+        return self.tokens
+
+    def _tensors(self) -> dict[str, Tensor]:
+        average = {f"average.{i}": mean for i, mean in enumerate(self.average)}
+        weights = {f"model.{name}": p for name, p in self.sae.named_parameters()}
+        return (
+            weights
+            | self.optimizer.tensors()
+            | average
+            | {"silent": self.silent, "variance": self.variance, "recent": self.recent}
+        )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Running mean of the weights, bias-corrected at the end as Adam's moments are (A.5)."""
+        if self.average:
+            torch._foreach_lerp_(self.average, list(self.sae.parameters()), 1 - self.config.ema)
+
+    def _row(self) -> dict:
+        """Means since the last row, and what is dead now."""
+        loss, nmse, l0, n = self.recent.tolist()
+        self.recent.zero_()
+        dead = self.dead.float().mean().item()
+        return {"tokens": self.tokens, "loss": loss / n, "nmse": nmse / n, "l0": l0 / n, "dead": dead}
+
+    def _identity(self) -> dict:
+        sae = self.sae
+        sizes = {"d_model": sae.d_model, "n_latents": sae.n_latents, "k": getattr(sae.activation, "k", None)}
+        kind = {"architecture": type(sae.activation).__name__} | getattr(sae, "switches", {})
+        return kind | sizes | {"config": self.config.described()}
+
+
+def forward(
+    sae: SparseAutoencoder, x: Tensor, variance: Tensor, dead: Tensor, config: TrainConfig, sparsity: float
+) -> Step:
+    """Reconstruct x (batch, d_model) and say what it costs. `dead`: (n_latents,) bool; `sparsity`: price now."""
+    reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK | BatchTopK) else _reconstruct_densely
+    made = reconstruct(sae, x)
+    nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
+    misfit = nmse if sae.squared else sae.misfit(x, made.x_hat) / sae.unit(variance)
+    loss = misfit + sparsity * made.price / sae.unit(variance) + made.other_error / variance
+    if dead.any():
+        loss = loss + config.remedy.loss(sae, x, made.x_hat, dead)
+    return Step(loss, nmse.detach(), made.l0, made.fired)
+
+
+def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    if isinstance(sae.activation, MultiTopK):
+        return _reconstruct_twice(sae, x)
+    encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
+    weights, competitions = (sae.W_enc, sae.b_enc, sae.b_dec), sae.competitions()
+    codes = [encode(x, *weights, sae.activation.k, sizes) for sizes, _ in competitions]
+    parts = [kernels.decode_sparse(code, rows) for code, (_, rows) in zip(codes, competitions, strict=True)]
+    x_hat = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)) + sae.b_dec
+    l0 = sum((code.values > 0).sum() for code in codes) / (len(codes) * len(x))
+    return Reconstruction(x_hat, l0, functools.reduce(torch.logical_or, (code.fired() for code in codes)))
+
+
+def _reconstruct_twice(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    """From the k largest latents and from more of them, for one product with the encoder."""
+    k, more = sae.activation.k, min(sae.n_latents, sae.activation.wider * sae.activation.k)
+    wide = kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, more, sae.sizes())
+    code = wide.largest(k)
+    x_hat, by_wide = (kernels.decode_sparse(each, sae.W_dec) + sae.b_dec for each in (code, wide))
+    other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
+    return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired(), other_error=other_error)
+
+
+def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    with products.fast_products(x.device):
+        pre_acts = sae.scores(x)
+        latents = sae.activation(pre_acts)
+        x_hat = F.linear(sae.unscaled(latents), sae.W_dec.T) + sae.b_dec
+        other_error = 0.0
+        if isinstance(sae.activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
+            by_gate = F.linear(pre_acts.relu(), sae.W_dec.T.detach()) + sae.b_dec.detach()
+            other_error = (x - by_gate).square().sum(-1).mean()
+    price = sae.activation.price(pre_acts, latents).float().mean() if hasattr(sae.activation, "price") else 0.0
+    some = latents[:256]  # enough for a progress bar
+    return Reconstruction(x_hat.float(), (some > 0).sum() / len(some), latents.amax(0) > 0, price, other_error)
+
+
+def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None or len(first) == 0:
+        raise ValueError("there is nothing to train on: the first batch is empty; check the stream of activations")
+    got, wide = first.flatten(1).shape[1], sae.W_dec.shape[1]
+    if got != wide:
+        raise ValueError(f"activations are {got} wide, the {type(sae).__name__} reads {wide}; match d_model")
+    if not first.isfinite().all():
+        raise ValueError("the first batch has NaN or infinite activations; check the subject and its dtype")
+    return first, itertools.chain([first], batches)

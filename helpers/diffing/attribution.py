@@ -1,0 +1,116 @@
+"""Which latents change what the chat model says: every latent at once by gradients, or one token's one by one.
+
+    share of latent j    a_j = - mean over positions of  f_j d_j . integral of dKL/dh from base to base + all latents
+    removal              KL( chat || chat without f_j d_j ) at one position
+
+The shares add up to KL(None) - KL(All), so that a ranking by them says how much is left for the others. The integral is
+a mean over `steps` points of the straight path. Removal is a measurement, one run of the upper blocks for each latent
+that is on up to the token; it finds behavioural latents from a token on which the models disagree.
+
+Sources: Sundararajan et al. 2017 (integrated gradients); Aranguri, Drori and Nanda 2025 (from a token to its latents).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers.dictionaries.kernels import Code, code_of
+from helpers.diffing.patching import NONE, Difference, Patched, Site
+from helpers.subjects.pair import SubjectPair
+from helpers.text.answer_positions import Rows, answer_order, rows_of
+from helpers.text.turns import Encoded
+
+
+def shares(
+    pair: SubjectPair,
+    dialogues: Sequence[Encoded],
+    difference: Difference,
+    steps: int = 8,
+    keep_first: bool = True,
+    batch_rows: int = 8,
+) -> Tensor:
+    """Nats a position that each latent takes off the KL, (n_latents,) float64, over all positions that predict an
+    answer; as `patch_kl` without the bias."""
+    total, positions = torch.zeros(len(difference.rows), dtype=torch.float64), 0
+    for rows in tqdm(list(rows_of(dialogues, pair.context, batch_rows)), "shares", unit="batch", delay=2, leave=False):
+        site = Site(pair, rows, keep_first)
+        slope = _mean_slope(pair, site, difference, steps)[site.inside]
+        code = _code(site, difference)
+        taken = -torch.linalg.vecdot(slope[code.tokens], difference.rows[code.latents].to(slope)) * code.values
+        total.index_add_(0, code.latents.cpu(), taken.double().cpu())
+        positions += int((rows.order >= 0).sum())
+    return total.view(-1, difference.n_latents).sum(0) / positions
+
+
+def hardest(patched: Patched, dialogues: Sequence[Encoded], behaviours: Sequence[int], n: int) -> pd.DataFrame:
+    """The n tokens of each behaviour on which base is furthest from chat, of different dialogues: behaviour, dialogue,
+    position, kl.
+
+    A position is of a behaviour if the token that it predicts is. `dialogues` are those of `patch_kl`. Behaviours that
+    no answer shows are left out.
+    """
+    places = zip(patched.positions.dialogue, patched.positions.position, strict=True)
+    shown = [int(dialogues[dialogue].behaviours[position + 1]) for dialogue, position in places]
+    rows = patched.positions[["dialogue", "position"]].assign(behaviour=shown, kl=patched.kl[NONE])
+    rows = rows[rows.behaviour.isin(behaviours)].sort_values("kl", ascending=False, kind="stable")
+    first = rows.groupby(["behaviour", "dialogue"], sort=False).head(1).groupby("behaviour", sort=False).head(n)
+    return first.sort_values("behaviour", kind="stable").reset_index(drop=True)
+
+
+@torch.no_grad()
+def removal(
+    pair: SubjectPair,
+    dialogue: Encoded,
+    position: int,
+    difference: Difference,
+    keep_first: bool = True,
+    batch_rows: int = 32,
+) -> pd.Series:
+    """KL at one position if a latent is taken out of chat everywhere, in nats: a value for each latent that is on up to
+    there, the highest first. Raises ValueError for a position that predicts no answer.
+    """
+    if not 0 <= position < len(dialogue.tokens) or answer_order(dialogue.roles)[position] < 0:
+        raise ValueError(f"position {position} predicts no answer: choose one of `patch_kl`'s")
+    [rows] = rows_of([dialogue], pair.context, 1)
+    rows = _up_to(rows, position)
+    site = Site(pair, rows, keep_first)
+    latents = (_code(site, difference).latents % difference.n_latents).unique().tolist()
+    log_p = pair.chat.resume(site.chat)[:, -1].float().log_softmax(-1)
+    found = []
+    for start in range(0, len(latents), batch_rows):
+        some = [difference.kept([j]) for j in latents[start : start + batch_rows]]
+        without = torch.cat([site.chat - site.added(difference, kept, False) for kept in some])
+        log_q = pair.chat.resume(without)[:, -1].float().log_softmax(-1)
+        found += torch.linalg.vecdot(log_p.exp(), log_p - log_q).tolist()
+    order = np.argsort(-np.array(found), kind="stable").astype(int)
+    return pd.Series(np.array(found)[order], index=np.array(latents, dtype=int)[order])
+
+
+def _mean_slope(pair: SubjectPair, site: Site, difference: Difference, steps: int) -> Tensor:
+    """Mean of dKL/dh over the path, KL summed over positions: (B, T, d_model)."""
+    asked = (site.rows.order >= 0).to(site.base.device)
+    with torch.no_grad():
+        added = site.added(difference, difference.kept(None), bias=False)
+        log_p = pair.chat.resume(site.chat)[asked].float().log_softmax(-1)
+    slope = torch.zeros_like(site.base)
+    for t in (np.arange(steps) + 0.5) / steps:
+        h = (site.base + t * added).requires_grad_()
+        log_q = pair.chat.resume(h)[asked].float().log_softmax(-1)
+        slope += torch.autograd.grad(F.kl_div(log_q, log_p, reduction="sum", log_target=True), h)[0] / steps
+    return slope
+
+
+@torch.no_grad()
+def _code(site: Site, difference: Difference) -> Code:
+    x = torch.stack([site.base[site.inside], site.chat[site.inside]], 1)
+    return code_of(difference.encode(x.to(difference.rows)))
+
+
+def _up_to(rows: Rows, position: int) -> Rows:
+    """No later token, as none changes what is predicted there."""
+    return rows._replace(**{name: getattr(rows, name)[:, : position + 1] for name in ("tokens", "roles", "order")})

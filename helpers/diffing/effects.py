@@ -1,0 +1,112 @@
+"""How much of the gap between base and chat does a patch close, and which latents to try.
+
+    KL         mean over positions, of the first nine or of all                   of `patching.patch_kl`
+    recovered  1 - KL(patched) / KL(None)                                         1: nothing is left of the gap
+
+Intervals hold 95 % of resamplings of whole dialogues, as positions of one dialogue are not independent (the paper's,
+1.96 sd / sqrt(positions), count them as if they were). All conditions are resampled together, so that a difference of
+two of them has an interval of its own, and a narrow one.
+
+Which latents: of some candidates the best half by a score and the worst, or random halves. Delta_norm is a score, and
+so are the ranks of both ratios of Latent Scaling added up, the lowest best.
+
+Source: Minder, Dumas et al. 2025, section 4, and their released code; section 2.6 of the facts.
+"""
+
+import numpy as np
+import pandas as pd
+
+from helpers.diffing.patching import NONE, Patched
+
+POSITIONS = ("first nine", "full")
+TAILS = (0.025, 0.975)  # of a 95 % interval
+RATIOS = (-0.1, 2.0)  # outside, Latent Scaling has found nothing (released code)
+
+
+def effects(patched: Patched, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """A row for each condition and kind of positions: condition, positions, n of them, dialogues, kl, recovered.
+
+    kl (nats a position) and recovered (a share) have `_low` and `_high`, over dialogues. Raises ValueError for fewer
+    than two dialogues with such positions.
+    """
+    rows = []
+    for positions in POSITIONS:
+        sums, counts = _by_dialogue(patched, positions)
+        means = _resampled(sums, counts, draws, seed)  # (1 + draws, conditions)
+        shares = 1 - means / means[:, [sums.columns.get_loc(NONE)]]
+        for i, condition in enumerate(sums.columns):
+            row = {"condition": condition, "positions": positions, "n": counts.sum(), "dialogues": len(counts)}
+            rows.append(row | _with_ends("kl", means[:, i]) | _with_ends("recovered", shares[:, i]))
+    return pd.DataFrame(rows)
+
+
+def contrast(patched: Patched, one: str, other: str, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """KL under one condition less KL under another, a row for each kind of positions: positions, kl, kl_low, kl_high.
+
+    Below zero, `one` is nearer to chat. Raises ValueError for a condition that was not measured.
+    """
+    if missing := [name for name in (one, other) if name not in patched.kl]:
+        raise ValueError(f"there is no condition {missing[0]!r}: choose of {', '.join(patched.kl)}")
+    rows = []
+    for positions in POSITIONS:
+        sums, counts = _by_dialogue(patched, positions)
+        means = _resampled(sums[[one]] - sums[[other]].to_numpy(), counts, draws, seed)
+        rows.append({"positions": positions} | _with_ends("kl", means[:, 0]))
+    return pd.DataFrame(rows)
+
+
+def candidates(table: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
+    """Rows of a `latent_table` to be halved: the n largest Delta_norm, or the class chat-only where n is None.
+
+    Those that never fire, or with a ratio missing or outside -0.1 ... 2, are left out. Raises ValueError if fewer than
+    two are left.
+    """
+    some = table[table["class"] == "chat-only"] if n is None else table.nlargest(n, "delta")
+    ratios = some[["nu_error", "nu_reconstruction"]]
+    usable = some[((ratios >= RATIOS[0]) & (ratios <= RATIOS[1])).all(axis=1) & (some.rate > 0)]
+    if len(usable) < 2:
+        raise ValueError(f"{len(usable)} of {len(some)} latents can be halved: give n, or train a larger dictionary")
+    return usable
+
+
+def rank_sum(table: pd.DataFrame) -> pd.Series:
+    """Score of each row of a `latent_table` by Latent Scaling, the best highest: -(rank of nu_error + rank of
+    nu_reconstruction)."""
+    return -(table.nu_error.rank() + table.nu_reconstruction.rank())
+
+
+def halves(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Latents, the index of `scores`, with the highest half of them and with the lowest; of an odd number the middle
+    one goes. Raises ValueError for fewer than two, and for missing scores."""
+    if len(scores) < 2 or scores.isna().any():
+        raise ValueError(f"{scores.notna().sum()} of {len(scores)} latents have a score: halves need all, and two")
+    in_order = scores.sort_values(ascending=False, kind="stable").index.to_numpy()
+    return in_order[: len(scores) // 2], in_order[-(len(scores) // 2) :]
+
+
+def random_halves(latents: pd.Index | np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two random halves of some latents. Raises ValueError for fewer than two."""
+    return halves(pd.Series(np.random.default_rng(seed).random(len(latents)), index=latents))
+
+
+def _by_dialogue(patched: Patched, positions: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """Summed KL of each dialogue, (dialogues, conditions), and the number of its positions, (dialogues,)."""
+    chosen = patched.positions.first_nine if positions == "first nine" else patched.positions.order >= 0
+    groups = patched.kl[chosen].astype(float).groupby(patched.positions.dialogue[chosen])
+    sums, counts = groups.sum(), groups.size().to_numpy()
+    if len(counts) < 2:
+        raise ValueError(f"{len(counts)} dialogue(s) have {positions} positions: an interval needs two at least")
+    return sums, counts
+
+
+def _resampled(sums: pd.DataFrame, counts: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Means over positions of all dialogues, and then of each resampling of them: (1 + draws, conditions)."""
+    n = len(counts)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    times = np.concatenate([np.ones((1, n), dtype=times.dtype), times])
+    return times @ sums.to_numpy() / (times @ counts)[:, None]
+
+
+def _with_ends(name: str, means: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(means[1:], TAILS)
+    return {name: means[0], f"{name}_low": low, f"{name}_high": high}

@@ -1,0 +1,302 @@
+"""Recovery of planted differences: one number scale for every method that compares two models.
+
+    planted      share of the directions planted in chat alone (pair "injected") that one of the top m candidates points
+                 along, by `planted.COSINE`
+    behaviours   share of the chat-only behaviours that chat learnt (pair "chat") that one of the top m detects over the
+                 answer: F1 of "it is on" and "this token belongs to the behaviour" above a cut
+    kl           share of the gap between base and chat that the top m close when written into base (`patching`)
+    false        of the live candidates on a pair where nothing is chat's, the share that the method calls chat-only
+
+m is 10, 50 and 200. A method ranks its candidates by a score of its own and calls chat-only by a cut of its own. No
+label is used for either. A candidate that never fires on held-out tokens is not live, and is left out everywhere.
+
+    score(Method("mine", fit), pairs)        a row for each seed, where fit(pairs, "chat", seed) returns a `Found`
+
+Dictionaries are those of notebooks 09 to 12, as sparse as the L1 crosscoder of the pair. On "self" they read a sixth of
+the tokens, as in notebook 09.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.activations.views import ViewedStream, view_of
+from helpers.base.stats import interval, percent
+from helpers.dictionaries.autoencoders import SparseAutoencoder
+from helpers.dictionaries.crosscoders import Crosscoder
+from helpers.dictionaries.pair_collection import PairCollection
+from helpers.dictionaries.sweeps import Cell
+from helpers.diffing.effects import RATIOS, effects
+from helpers.diffing.norms import classes, delta_norm, sae_table
+from helpers.diffing.patching import Difference, crosscoder_difference, patch_kl, sae_difference, written
+from helpers.diffing.recovery import COSINE, f1_scores, larger_rows, match_planted
+from helpers.subjects.chat_tuning import planted_behaviours
+from helpers.subjects.pair import SubjectPair
+from helpers.text.dialogues import BEHAVIOURS
+
+TOPS = (10, 50, 200)
+NULLS = ("self", "longer")
+F1 = 0.3  # a latent with at least this detects a behaviour over the answer
+RATIO = 0.3  # of Latent Scaling: below, a latent of an autoencoder is chat-only (Dumas, Minder & Nanda 2025)
+SAMPLE = 2**16  # tokens that the mean difference is taken over; hundreds of directions need no more
+SHORT = 6  # on "self" a dictionary reads 1 / SHORT of the tokens
+
+
+class Found(NamedTuple):
+    """What a method found on one pair: m candidates."""
+
+    rows: Tensor  # (m, d_model): where each points
+    encode: Callable[[Tensor], Tensor]  # activations of the pair (n, 2, d_model) -> (n, m), at least zero
+    difference: Callable[[SubjectPair], Difference]  # what they write into base, m latents
+    scores: np.ndarray | None = None  # (m,), the highest first; NaN is never taken; by default the size of what it adds
+    called: np.ndarray | None = None  # (m,) bool, chat-only by the method's own cut; by default all
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A name, what fits it to a pair, and in words how it ranks and what it calls chat-only."""
+
+    name: str
+    fit: Callable[[PairCollection, str, int], Found]  # of the collection, the pair's name and a seed
+    ranks: str = "size of what it adds"
+    calls: str = "all it has"
+
+
+def score(
+    method: Method,
+    pairs: PairCollection,
+    seeds: Iterable[int] | None = None,
+    tops: Sequence[int] = TOPS,
+    nulls: Sequence[str] = NULLS,
+    f1: float = F1,
+    cosine: float = COSINE,
+    n_dialogues: int = 64,
+) -> pd.DataFrame:
+    """A row for each seed: method, seed, planted_10 ..., behaviours_10 ..., kl_10 ..., false_self, false_longer.
+
+    `seeds` are by default the collection's; the first `n_dialogues` held-out dialogues are patched. Pairs that the
+    subject does not have are left out, and behaviours are NaN where no token is labelled. Raises ValueError for a seed
+    that the collection does not have, and for a code that does not fit the candidates.
+    """
+    chosen = list(pairs.seeds if seeds is None else seeds)
+    if wrong := [seed for seed in chosen if seed not in pairs.seeds]:
+        raise ValueError(f"seed {wrong[0]} is none of the collection's: choose of {', '.join(map(str, pairs.seeds))}")
+    there = [name for name in nulls if name in pairs.pairs]
+    return pd.DataFrame([_row(method, pairs, seed, tops, there, f1, cosine, n_dialogues) for seed in chosen])
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `score`, also of several methods -> method, measure, mean, low, high, seeds: an interval over seeds."""
+    measures = [name for name in rows if name not in ("method", "seed")]
+    found = []
+    for method, part in rows.groupby("method", sort=False):
+        for measure in measures:
+            values = part[measure].dropna()
+            mean, low, high = interval(values) if len(values) else (float("nan"),) * 3
+            ends = {"mean": mean, "low": low, "high": high}
+            found.append({"method": method, "measure": measure} | ends | {"seeds": len(values)})
+    return pd.DataFrame(found)
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `score`, to be printed: per cent with half the width of the interval; a row for each method."""
+    long = summary(rows)
+    long["cell"] = [percent(*ends) for ends in zip(long["mean"], long.low, long.high, strict=True)]
+    wide = long.pivot(index="method", columns="measure", values="cell")
+    return wide.loc[long.method.unique(), long.measure.unique()].rename_axis(columns="in %")
+
+
+def _row(
+    method: Method,
+    pairs: PairCollection,
+    seed: int,
+    tops: Sequence[int],
+    nulls: list[str],
+    f1: float,
+    cosine: float,
+    n_dialogues: int,
+) -> dict:
+    row = {"method": method.name, "seed": seed}
+    for name in ("injected", "chat", *nulls):
+        found, x = method.fit(pairs, name, seed), pairs.heldout(name).x
+        live, order = ranked(found, x)
+        if name == "injected":
+            row |= _planted(found, order, pairs, tops, cosine)
+        elif name == "chat":
+            row |= _behaviours(found, order, pairs, tops, f1) | _closed(found, order, pairs, tops, n_dialogues)
+        else:
+            called = np.ones(len(live), bool) if found.called is None else found.called
+            row[f"false_{name}"] = called[live].mean() if live.any() else 0.0  # of nothing, nothing is called
+    return row
+
+
+@torch.no_grad()
+def ranked(found: Found, x: Tensor, batch: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """Which candidates fire on pairs x (n, 2, d_model), (m,) bool; and the numbers of those that do, the best first.
+
+    Those without a score are not among the latter. Raises ValueError for a code that does not fit the candidates.
+    """
+    fired, squares = torch.zeros(2, len(found.rows), dtype=torch.float64)
+    for part in x.split(batch):
+        latents = found.encode(part)
+        if latents.shape != (len(part), len(found.rows)):
+            raise ValueError(
+                f"{len(found.rows)} candidates, but a code of {tuple(latents.shape)} for {len(part)} tokens"
+            )
+        fired += (latents > 0).sum(0)
+        squares += latents.square().sum(0)
+    live = (fired > 0).numpy()
+    size = (squares * found.rows.square().sum(-1)).numpy()
+    scores = np.asarray(size if found.scores is None else found.scores, dtype=float)
+    order = np.argsort(-scores, kind="stable")
+    return live, order[live[order] & ~np.isnan(scores[order])]
+
+
+def _planted(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], cosine: float) -> dict:
+    truth = pairs.stream("injected")
+    match = match_planted(found.rows[order], truth, cosine)
+    of = match.planted.where(match.kind == "chat-only")
+    return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in tops}
+
+
+@torch.no_grad()
+def _behaviours(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], cut: float) -> dict:
+    heldout, best = pairs.heldout("chat"), torch.from_numpy(order[: max(tops)])
+    if (heldout.behaviours < 0).all():
+        return {f"behaviours_{m}": float("nan") for m in tops}
+    latents = torch.cat([found.encode(part)[:, best] for part in heldout.x.split(4096)])
+    wanted = np.isin(list(BEHAVIOURS), planted_behaviours("chat-only"))
+    detected = f1_scores(latents, heldout.behaviours, len(BEHAVIOURS))[wanted] > cut  # (behaviours, candidates)
+    return {f"behaviours_{m}": detected[:, :m].any(1).mean() for m in tops}
+
+
+def _closed(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], n: int) -> dict:
+    """Over all positions that predict an answer, without a bias."""
+    pair = pairs.pair("chat")
+    difference = found.difference(pair)
+    conditions = {f"kl_{m}": written(difference, order[:m].copy()) for m in tops}
+    patched = patch_kl(pair, pairs.dialogues()[:n], conditions)
+    found_at = effects(patched, draws=1).set_index(["positions", "condition"])
+    return {name: found_at.recovered["full", name] for name in conditions}
+
+
+# ---- what the methods find
+
+
+def of_crosscoder(crosscoder: Crosscoder) -> Found:
+    """Ranked by Delta_norm, which calls chat-only from 0.9 on. A decoupled latent is on where it is in either model."""
+    delta = delta_norm(crosscoder.eval())
+
+    def encode(x: Tensor) -> Tensor:
+        latents = crosscoder.encode(x)
+        return latents if latents.ndim == 2 else latents.amax(1)
+
+    def difference(pair: SubjectPair) -> Difference:
+        return crosscoder_difference(crosscoder, pair)
+
+    return Found(larger_rows(crosscoder), encode, difference, delta.numpy(), classes(delta) == "chat-only")
+
+
+def of_sae(sae: SparseAutoencoder, view: str, x: Tensor | None = None) -> Found:
+    """An autoencoder of the difference or of chat. With pairs x (n, 2, d_model) to scale on, the latents that base has
+    least of come first, and below a ratio of `RATIO` they are called chat-only."""
+    found = Found(
+        sae.W_dec.detach(),
+        lambda pairs: sae.eval().encode(view_of(pairs, view)),
+        lambda pair: sae_difference(sae, pair, view),
+    )
+    if x is None:
+        return found
+    ratio = sae_table(sae, view, x).nu_activation
+    size = ratio.where(ratio.between(*RATIOS)).abs().to_numpy()
+    return found._replace(scores=-size, called=size < RATIO)
+
+
+def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.ndarray | None = None) -> Found:
+    """Directions (m, d_model) of any length: each is on by as much as chat - base points its way, and writes that."""
+    units = F.normalize(rows, dim=-1)
+
+    def encode(x: Tensor) -> Tensor:
+        return (view_of(x, "difference") @ units.T).relu()
+
+    return Found(units, encode, lambda pair: Difference(encode, units, None, len(units)), scores, called)
+
+
+# ---- the methods
+
+
+def crosscoders(name: str, kind: str, **changes) -> Method:
+    """A "ReLU" or "BatchTopK" crosscoder; `changes` are of its cell, by default the plan's at the L0 of L1."""
+
+    def fit(pairs: PairCollection, pair: str, seed: int) -> Found:
+        given = (_matched(pairs, pair) if kind == "BatchTopK" else {}) | _short(pairs, pair) | changes
+        return of_crosscoder(_trained(pairs, pair, pairs.cells(kind, **given), seed))
+
+    return Method(name, fit, "Δ_norm", "Δ_norm ≥ 0.9")
+
+
+def autoencoders(name: str, view: str, scaling: bool, **changes) -> Method:
+    """A BatchTopK autoencoder of "difference" or "chat"; `scaling` has Latent Scaling choose among its latents.
+
+    `changes` are of its cell, by default the plan's at the L0 of L1.
+    """
+
+    def fit(pairs: PairCollection, pair: str, seed: int) -> Found:
+        x = pairs.heldout(pair).x
+        if not view_of(x, view).any():  # of a model and itself: there is nothing to train on
+            return of_directions(torch.zeros(1, x.shape[-1]))
+        given = _matched(pairs, pair) | _short(pairs, pair) | changes
+        sae = _trained(pairs, pair, pairs.cells("BatchTopK", kind=Cell, **given), seed, view)
+        return of_sae(sae, view, x if scaling else None)
+
+    return Method(name, fit, "|ν|, least first", f"|ν| < {RATIO}") if scaling else Method(name, fit)
+
+
+def mean_difference(pairs: PairCollection, pair: str, seed: int) -> Found:
+    """The mean of chat - base, then the principal components of what is left of it, both ways along each.
+
+    A direction and its opposite together write all that the difference has along it. There is no seed in it.
+    """
+    n, total, moment = 0, 0.0, 0.0
+    for x in ViewedStream(pairs.stream(pair), "difference").batches(min(SAMPLE, pairs.plan.tokens)):
+        n, total, moment = n + len(x), total + x.sum(0).double(), moment + (x.T @ x).double()
+    mean = F.normalize(total / n, dim=0)
+    left = torch.eye(len(mean)).double() - mean.outer(mean)
+    components = torch.linalg.eigh(left @ (moment / n) @ left).eigenvectors.T.flip(0)  # the largest first
+    rows = torch.cat([mean[None], torch.stack([components, -components], 1).flatten(0, 1)]).float()
+    return of_directions(rows, scores=-np.arange(len(rows)))
+
+
+METHODS = [
+    crosscoders("L1", "ReLU"),
+    crosscoders("BatchTopK", "BatchTopK"),
+    crosscoders("decoupled", "BatchTopK", decoupled=True),
+    autoencoders("diff-SAE", "difference", scaling=False),
+    autoencoders("diff-SAE + Latent Scaling", "difference", scaling=True),
+    autoencoders("chat-SAE + Latent Scaling", "chat", scaling=True),
+    Method("mean difference", mean_difference, "mean first, then principal components"),
+]
+
+
+def _trained(
+    pairs: PairCollection, pair: str, cells: list[Cell], seed: int, view: str | None = None
+) -> SparseAutoencoder:
+    (sae,) = pairs.train(pair, [cell for cell in cells if cell.seed == seed], view).saes.values()
+    return sae
+
+
+def _matched(pairs: PairCollection, pair: str) -> dict:
+    """What makes BatchTopK as sparse as the L1 crosscoders of the pair, or of "chat" for a model and itself."""
+    l1 = pairs.train("chat" if pair == "self" else pair, pairs.cells("ReLU"))
+    return {"sparsity": pairs.matched_k(l1.frame.l0.mean())}
+
+
+def _short(pairs: PairCollection, pair: str) -> dict:
+    """Rows that start equal stay equal from the first step on: base against itself needs few tokens."""
+    return {"tokens": pairs.plan.tokens // SHORT} if pair == "self" else {}

@@ -1,0 +1,126 @@
+"""Does a latent make the model behave? Add its direction at every position while the model answers, or take it out.
+
+    add          h + strength d / |d|             strength in the units of the stream; for a latent f |d|, at f its
+                                                  largest activation, is a first guess
+    project_out  h - (h . d / |d|^2) d            the model goes on without the direction
+
+Both happen after block `layer`, at all positions of the prompt and of the answer. What a random direction of the same
+length does is the control: a model that is pushed hard enough changes its answers whatever it is pushed by.
+
+Source: released code of Minder, Dumas et al. 2025; section 2.8 of the facts.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.subjects.behaviours import answers
+from helpers.subjects.judges import judge
+from helpers.text.dialogues import BEHAVIOURS, dialogues
+from helpers.text.topics import Topic
+
+Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
+
+
+def add(direction: Tensor, strength: float) -> Change:
+    """A step of length `strength` along a direction (d_model,), everywhere. Raises ValueError for a zero direction."""
+    step = strength * _unit(direction)
+    return lambda residuals: residuals + step.to(residuals)
+
+
+def project_out(direction: Tensor) -> Change:
+    """Nothing is left along a direction (d_model,), anywhere. Raises ValueError for a zero direction."""
+    unit = _unit(direction)
+
+    def change(residuals: Tensor) -> Tensor:
+        along = unit.to(residuals)
+        return residuals - (residuals @ along).unsqueeze(-1) * along
+
+    return change
+
+
+def with_controls(make: Callable[[Tensor], Change], direction: Tensor, n: int = 3, seed: int = 0) -> dict[str, Change]:
+    """What `make` makes of a direction (d_model,), "latent", and of n random ones of its length, "random 0" and on."""
+    draws = torch.randn(n, len(direction), generator=torch.Generator().manual_seed(seed))
+    random = F.normalize(draws, dim=-1) * direction.norm().cpu()
+    return {"latent": make(direction)} | {f"random {i}": make(each) for i, each in enumerate(random)}
+
+
+@contextlib.contextmanager
+def steered(model: PreTrainedModel, layer: int, change: Change) -> Iterator[None]:
+    """While it lasts, what block `layer` gives is changed, in generation as well.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    inner = model.base_model
+    blocks = inner.h if hasattr(inner, "h") else inner.layers
+    if not 0 <= layer < len(blocks):
+        raise ValueError(f"the model has no layer {layer}: choose one of 0 to {len(blocks) - 1}")
+
+    def hook(module: torch.nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+
+    handle = blocks[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def steering_rates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layer: int,
+    changes: Mapping[str, Change],
+    asked: Sequence[str],
+    shown: Sequence[str],
+    n: int = 50,
+    split: str = "heldout",
+    seed: int = 0,
+    topics: Sequence[Topic] | None = None,
+) -> pd.DataFrame:
+    """How often the answers to prompts of one behaviour show another: columns change, asked, shown, n, rate, low, high,
+    unclear.
+
+    n prompts of each behaviour in `asked`, answered as the model is ("none") and under each of `changes`, and judged
+    for each of `shown`. low and high: Wilson's 95 % interval of the rate. `unclear` is the share of answers that cannot
+    be judged, which count as not showing it. Raises ValueError for an unknown behaviour or layer.
+    """
+    if unknown := [name for name in (*asked, *shown) if name not in BEHAVIOURS]:
+        raise ValueError(f"there is no behaviour {unknown[0]!r}: choose of {', '.join(BEHAVIOURS)}")
+    prompts = {name: _prompts(name, n, split, seed, topics) for name in asked}
+    rows = []
+    for name, change in ({"none": lambda residuals: residuals} | dict(changes)).items():
+        with steered(model, layer, change):
+            said = {about: answers(model, tokenizer, some) for about, some in prompts.items()}
+        for about, some in said.items():
+            rows += [{"change": name, "asked": about, "shown": each} | _rate(each, some) for each in shown]
+    return pd.DataFrame(rows)
+
+
+def _prompts(name: str, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
+    speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
+    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=0.0, max_turns=1, topics=topics)
+    return [dialogue.turns[0].prompt for dialogue in asked]
+
+
+def _rate(behaviour: str, said: Sequence[str]) -> dict[str, float]:
+    verdicts = [judge(behaviour, answer) for answer in said]
+    found = binomtest(verdicts.count(True), len(verdicts))
+    low, high = found.proportion_ci(method="wilson")
+    unclear = verdicts.count(None) / len(verdicts)
+    return {"n": len(verdicts), "rate": found.statistic, "low": low, "high": high, "unclear": unclear}
+
+
+def _unit(direction: Tensor) -> Tensor:
+    if direction.ndim != 1 or not 0 < (length := direction.norm().item()) < float("inf"):
+        raise ValueError(
+            f"a direction is one finite vector that is not zero; this one is {tuple(direction.shape)} wide"
+        )
+    return direction.detach() / length

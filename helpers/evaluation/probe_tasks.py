@@ -1,0 +1,91 @@
+"""Tasks for probes: tokens of Python documents, their activations, and binary labels from the documents' own syntax.
+
+Documents, not tokens, are what is drawn and held out: two tokens of one file know too much of each other. Rows come
+from as many documents as there are, so that no long file decides a task.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from helpers.activations.stream import Harvest
+from helpers.subjects.subject import Subject
+from helpers.text.documents import Document
+from helpers.text.labels import LABELS, label_tokens, parses
+
+
+class Labelled(NamedTuple):
+    """Activations and the labels of their tokens."""
+
+    x: Tensor  # (n_tokens, width)
+    y: Tensor  # (n_tasks, n_tokens) bool
+    tasks: tuple[str, ...]
+    ids: Tensor  # (n_tokens,) token ids
+
+
+class LabelledRows(NamedTuple):
+    """Rows of tokens, each from within one document, and their labels."""
+
+    ids: Tensor  # (n_rows, context)
+    y: Tensor  # (n_labels, n_rows, context) bool, in the order of labels.LABELS
+
+
+def labelled_rows(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, n_rows: int, context: int, seed: int = 0
+) -> LabelledRows:
+    """Rows drawn at random, a second of a document only when each has given one. A document starts with <bos>.
+
+    Documents that do not parse are left out. Raises ValueError if there are fewer rows than asked for.
+    """
+    random = np.random.default_rng(seed)
+    read = [_cut(document, tokenizer, context, random) for document in documents if parses(document.text)]
+    turns = [(turn, ids, y) for pieces in read for turn, (ids, y) in enumerate(zip(*pieces, strict=True))]
+    if len(turns) < n_rows:
+        raise ValueError(
+            f"{len(documents)} documents hold {len(turns)} rows of {context} tokens, not {n_rows}: add some"
+        )
+    _, ids, y = zip(*sorted(turns, key=lambda row: row[0])[:n_rows], strict=True)
+    return LabelledRows(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(y, axis=1)))
+
+
+def with_activations(rows: LabelledRows, read: Callable[[Tensor], Tensor], batch: int = 16) -> Labelled:
+    """Activations of labelled rows. `read` maps ids (B, context) to (B * kept, width), the last `kept` of each row."""
+    x = torch.cat([read(some).cpu() for some in rows.ids.split(batch)])
+    kept = len(x) // len(rows.ids)
+    return Labelled(x, rows.y[..., -kept:].flatten(1), LABELS, rows.ids[:, -kept:].flatten())
+
+
+def mlp_neurons(subject: Subject, ids: Tensor, harvest: Harvest) -> Tensor:
+    """What the neurons of the block before the site give out, GPT-2 only: ids (B, context) -> (B * kept, d_mlp)."""
+    found, mlp = [], subject.bridge.blocks[subject.layer].original_component.mlp
+    handle = mlp.c_proj.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    try:
+        subject.residuals(ids)
+    finally:
+        handle.remove()
+    return found[0][:, -harvest.kept :].flatten(0, 1).float()
+
+
+def common_tasks(*parts: Labelled, share: float = 0.01) -> list[Labelled]:
+    """The parts with only those tasks of which both classes have at least this share of the tokens in every part."""
+    rates = torch.stack([part.y.float().mean(1) for part in parts])
+    keep = torch.minimum(rates, 1 - rates).amin(0) >= share
+    tasks = tuple(task for task, kept in zip(parts[0].tasks, keep.tolist(), strict=True) if kept)
+    return [part._replace(y=part.y[keep], tasks=tasks) for part in parts]
+
+
+def _cut(
+    document: Document, tokenizer: PreTrainedTokenizerBase, context: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows of a document in random order, (n_rows, context), and labels (n_rows, n_labels, context)."""
+    encoded = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    y = np.pad(label_tokens(document, np.array(encoded.offset_mapping)), ((0, 0), (1, 0)))  # <bos> has no label
+    ids = np.array([tokenizer.bos_token_id, *encoded.input_ids])
+    n_rows = len(ids) // context
+    order = random.permutation(n_rows)
+    cut = y[:, : n_rows * context].reshape(len(y), n_rows, context).swapaxes(0, 1)
+    return ids[: n_rows * context].reshape(n_rows, context)[order], cut[order]

@@ -1,0 +1,193 @@
+"""Figures: `show`, and functions that turn a tidy frame into a plotly Figure.
+
+A tidy frame has one row per measurement and named columns (method, n_latents, sparsity, seed, l0, nmse, ...). Rows that
+differ in their seed only are one point: its height is their mean, its band or whisker their t interval
+(`stats.interval`). `series` is the column that tells lines apart; `paper` is the paper's value, grey and dashed. The
+keywords of `Canvas` go with every function: title, subtitle, panel, log, labels. A wrong column, an empty frame, or a
+value that a log axis cannot show raises ValueError.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Unpack
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import display
+
+from helpers.figures.canvas import (
+    Canvas,
+    Parts,
+    add_band,
+    add_line,
+    add_paper,
+    band,
+    blank,
+    check,
+    plain,
+    spread,
+    whiskers,
+)
+from helpers.figures.png import export_png
+from helpers.figures.style import LABELS, METHODS, WIDTH
+
+__all__ = ["METHODS", "band", "bars", "curves", "frontier", "heatmap", "histogram", "scatter", "show"]
+SHARE = "share per bin"
+
+
+def show(figure: go.Figure, alt: str = "", export: Callable[[go.Figure], bytes | None] = export_png) -> None:
+    """Display one output: interactive in Jupyter, an image on a code-hosting site, `alt` for a screen reader.
+
+    `alt` is title and subtitle unless given. Where no PNG can be made the output has the other two.
+    """
+    alt = alt or " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
+    content = {**json.loads(figure.to_json()), "config": {"displayModeBar": False, "responsive": True}}
+    bundle, metadata = {"text/plain": alt, "application/vnd.plotly.v1+json": content}, {}
+    if (png := export(figure)) is not None:
+        bundle["image/png"] = base64.b64encode(png).decode()
+        metadata["image/png"] = {"alt": alt, "width": WIDTH}
+    display(bundle, metadata=metadata, raw=True)
+
+
+def frontier(
+    frame: pd.DataFrame,
+    x: str = "l0",
+    y: str = "nmse",
+    *,
+    series: str = "method",
+    cell: str = "sparsity",
+    paper: pd.DataFrame | None = None,
+    **canvas: Unpack[Canvas],
+) -> go.Figure:
+    """`y` against `x`, both log: a line per series, a marker with whiskers per `cell` (the k, or the L1 weight).
+
+    One panel per n_latents unless `panel` says otherwise. The seeds of a cell may differ in `x` too, as an L1 weight
+    does not fix L0: the marker stands at their mean.
+    """
+    canvas = {"panel": "n_latents", "log": "xy", **canvas}
+    figure, parts = _prepared(frame, x, y, series, [cell], canvas)
+    for trace, look, part in spread(frame, parts, series):
+        table = band(part, cell, y).assign(**{x: band(part, cell, x)["mean"]}).sort_values(x)
+        add_line(figure, table, x, look, trace, whiskers(table, look, canvas["log"]))
+    return add_paper(figure, parts, paper, x, y)
+
+
+def curves(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    series: str | None = None,
+    paper: float | pd.DataFrame | None = None,
+    **canvas: Unpack[Canvas],
+) -> go.Figure:
+    """`y` over `x`: a line per series with a band over the rows that share `x`. `paper` is a level, or a frame."""
+    figure, parts = _prepared(frame, x, y, series, [], canvas)
+    for trace, look, part in spread(frame, parts, series):
+        table = band(part, x, y)
+        add_band(figure, table, x, look, trace, canvas.get("log", ""))
+        add_line(figure, table, x, look, trace)
+    return add_paper(figure, parts, paper, x, y)
+
+
+def scatter(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    series: str | None = None,
+    hover: str | None = None,
+    paper: float | pd.DataFrame | None = None,
+    **canvas: Unpack[Canvas],
+) -> go.Figure:
+    """A marker per row, a few thousand at most; `hover` is a column of text to show under the pointer."""
+    figure, parts = _prepared(frame, x, y, series, [hover], canvas)
+    for trace, look, part in spread(frame, parts, series):
+        marker = {"color": look.color, "symbol": look.symbol, "size": 8, "opacity": 0.7}
+        text = part[hover].astype(str).tolist() if hover else None
+        figure.add_scatter(x=plain(part[x]), y=plain(part[y]), mode="markers", marker=marker, text=text, **trace)
+    return add_paper(figure, parts, paper, x, y)
+
+
+def histogram(
+    frame: pd.DataFrame,
+    x: str,
+    *,
+    series: str | None = None,
+    bins: int = 40,
+    paper: float | None = None,
+    **canvas: Unpack[Canvas],
+) -> go.Figure:
+    """The share of each series' rows in bins of `x`, as steps over common bins; `paper` is an upright line.
+
+    On a log y axis an empty bin is drawn at half a row, as zero has no logarithm.
+    """
+    figure, parts = _prepared(frame, x, SHARE, series, [], canvas)
+    edges = _edges(frame[x], bins, canvas.get("log", ""))
+    for trace, look, part in spread(frame, parts, series):
+        floor = 0.5 / len(part) if "y" in canvas.get("log", "") else 0.0
+        share = np.maximum(np.histogram(part[x], edges)[0] / len(part), floor)
+        line = {"shape": "hv", "color": look.color, "dash": look.dash, "width": 2}
+        x_steps, y_steps = plain([edges[0], *edges]), plain([floor, *share, floor])
+        figure.add_scatter(x=x_steps, y=y_steps, mode="lines", line=line, **trace)
+    if paper is not None:
+        heights = [height for trace in figure.data for height in trace.y]
+        add_paper(figure, parts, pd.DataFrame({x: paper, SHARE: [min(heights), max(heights)]}), x, SHARE)
+    return figure
+
+
+def bars(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    series: str | None = None,
+    paper: Mapping[str, float] | None = None,
+    **canvas: Unpack[Canvas],
+) -> go.Figure:
+    """A bar per category `x` and series: the mean of its rows with its interval. `paper` maps categories to values."""
+    figure, parts = _prepared(frame, x, y, series, [], canvas)
+    for trace, look, part in spread(frame, parts, series):
+        table = band(part, x, y, sort=False)
+        marker = {"color": look.color, "pattern": {"shape": look.pattern, "fillmode": "overlay", "size": 6}}
+        error_y = {**whiskers(table, look, canvas.get("log", "")), "color": "black"}
+        figure.add_bar(x=table[x].astype(str).tolist(), y=plain(table["mean"]), error_y=error_y, marker=marker, **trace)
+    for i, (place, _) in enumerate(parts if paper else []):
+        mark = {"symbol": "line-ew-open", "size": 40, "line": {"width": 3}, "color": METHODS["paper"].color}
+        trace = {"name": "paper", "legendgroup": "paper", "showlegend": i == 0, **place}
+        figure.add_scatter(
+            x=[str(name) for name in paper], y=plain(paper.values()), mode="markers", marker=mark, **trace
+        )
+    return figure.update_xaxes(type="category").update_yaxes(rangemode="tozero")
+
+
+def heatmap(frame: pd.DataFrame, x: str, y: str, z: str, *, digits: int = 2, **canvas: Unpack[Canvas]) -> go.Figure:
+    """A coloured cell per pair (x, y), with the mean of its rows in column `z` written in it."""
+    figure, parts = _prepared(frame, x, y, None, [z], canvas)
+    for place, part in parts:
+        table = part.pivot_table(index=y, columns=x, values=z, sort=False)
+        names = {"x": table.columns.astype(str).tolist(), "y": table.index.astype(str).tolist()}
+        cells = [plain(row) for row in table.to_numpy()]
+        text = {"texttemplate": f"%{{z:.{digits}f}}", "coloraxis": "coloraxis", "xgap": 2, "ygap": 2}
+        figure.add_heatmap(z=cells, **names, **text, **place)
+    figure.update_layout(coloraxis_colorbar_title_text={**LABELS, **canvas.get("labels", {})}.get(z, z))
+    return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
+
+
+def _prepared(
+    frame: pd.DataFrame, x: str, y: str, series: str | None, others: list[str | None], canvas: Canvas
+) -> tuple[go.Figure, Parts]:
+    columns = {column for column in (x, y, series, canvas.get("panel"), *others) if column not in (None, SHARE)}
+    log_columns = [column for axis, column in (("x", x), ("y", y)) if axis in canvas.get("log", "") and column != SHARE]
+    check(frame, columns, log_columns)
+    return blank(frame, x, y, series, **canvas)
+
+
+def _edges(values: pd.Series, bins: int, log: str) -> np.ndarray:
+    """Equal bins over the range of the values, equal in their logarithm where x is log."""
+    if "x" in log:
+        return np.exp(np.histogram_bin_edges(np.log(values), bins))
+    return np.histogram_bin_edges(values, bins)

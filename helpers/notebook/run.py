@@ -1,0 +1,196 @@
+"""One run of one notebook: its scale, what it measured, and the JSON file that it leaves behind.
+
+The file is `<results>/<subject>-<scale>/<notebook>.json`. It says where the numbers come from (seed, commit, hardware,
+versions, minutes, memory), which settings the scale picked, what was recorded, and the verdict on each claim. Every
+check writes it anew, so an interrupted notebook keeps what it had.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import resource
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.base.storage import RESULTS, ROOT, results_dir, write_atomic
+from helpers.notebook.claims import Claim, describe, judge, load_claims
+
+SCALES = ("smoke", "laptop", "paper")
+SUBJECTS = ("embedded", "hub")
+
+
+class Run:
+    """What one notebook does at one scale to one subject; see the module's head for the file it writes.
+
+    Raises ValueError for a scale, subject or notebook number that does not exist.
+    """
+
+    def __init__(self, notebook: str, *, scale: str, subject: str, seed: int = 0):
+        _one_of("scale", scale, SCALES)
+        _one_of("subject", subject, SUBJECTS)
+        if not re.fullmatch(r"\d\d", str(notebook)):
+            raise ValueError(f"notebook must be its two digits, such as '02', not {notebook!r}")
+        self.notebook, self.scale, self.subject, self.seed = str(notebook), scale, subject, seed
+        self.settings: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
+        self.claims: dict[str, dict] = {}
+        self._long: dict[str, Any] = {}
+        self._provenance = provenance()
+        self._start = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """Where the results go: under $SUITE_RESULTS, or out/results."""
+        return results_dir() / f"{self.subject}-{self.scale}" / f"{self.notebook}.json"
+
+    def pick(self, name: str | None = None, *, smoke: Any, laptop: Any, paper: Any) -> Any:
+        """The value for this run's scale, filed among the settings under `name` if one is given."""
+        value = {"smoke": smoke, "laptop": laptop, "paper": paper}[self.scale]
+        if name is not None:
+            self.settings[name] = plain(value)
+        return value
+
+    def budget(self, *, smoke: str, laptop: str, paper: str) -> None:
+        """Print the time that each scale takes, this run's marked."""
+        for scale, time_needed in {"smoke": smoke, "laptop": laptop, "paper": paper}.items():
+            print(f"{'▶' if scale == self.scale else ' '} {scale:<7} {time_needed}")
+
+    def record(self, **values: Any) -> None:
+        """File measured values: numbers, arrays, tensors, and lists and dicts of them."""
+        self.recorded |= {name: plain(value) for name, value in values.items()}
+
+    def check(self, claim_id: str, *, seeds: int, why: str = "", n: int | None = None, **measured: Any) -> str:
+        """Judge a claim by the measured numbers; print, file and save the verdict, and return it.
+
+        measured: each a number or (value, low, high). seeds: how many runs the intervals are over; n: how many values,
+        where that differs. why: one sentence on a possible miss, shown only if the claim is not reproduced.
+        Raises ValueError for an unknown claim, one of another notebook, one without expectation, or a missing number.
+        """
+        claim = self._own(claim_id)
+        numbers, interval = _split(measured)
+        verdict, reason = judge(claim, numbers, interval)
+        if verdict != "reproduced":
+            why = reason or why.strip() or "no explanation was given"
+        row = {"verdict": verdict, "measured": numbers, "interval": interval, "paper": claim.paper, "seeds": seeds}
+        row |= {"why": "" if verdict == "reproduced" else why, "n": n, "scale": self.scale, "subject": self.subject}
+        self.claims[claim_id] = row
+        self.save()
+        print(describe(row | {"claim": claim}))
+        return verdict
+
+    def keep(self, **values: Any) -> Path:
+        """File what a long run measured, beside what it filed before, for later runs to read with `kept`."""
+        self._long |= plain(values)
+        minutes = {"minutes": round((time.monotonic() - self._start) / 60, 2)}
+        content = {"notebook": self.notebook, "subject": self.subject, "seed": self.seed} | self._provenance | minutes
+        path = results_dir() / f"{self.subject}-reference" / f"{self.notebook}.json"
+        return write_atomic(path, json.dumps(content | {"values": self._long}, allow_nan=False, default=str))
+
+    def kept(self) -> dict | None:
+        """What `keep` filed and the repository stores: provenance and "values"; None if there is nothing."""
+        path = RESULTS / f"{self.subject}-reference" / f"{self.notebook}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def save(self) -> Path:
+        """Write the results file in one step; call it as often as you like."""
+        identity = {key: getattr(self, key) for key in ("notebook", "scale", "subject", "seed")}
+        minutes = (time.monotonic() - self._start) / 60
+        cost = {"minutes": round(minutes, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}
+        found = {key: getattr(self, key) for key in ("settings", "recorded", "claims")}
+        content = identity | self._provenance | cost | found
+        return write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str))
+
+    def _own(self, claim_id: str) -> Claim:
+        claims = load_claims()
+        if claim_id not in claims:
+            raise ValueError(f"there is no claim {claim_id!r}: data/claims.csv declares G1 to G40 and C1 to C52")
+        home = claims[claim_id].notebook or "none yet"
+        if home != self.notebook:
+            raise ValueError(f"{claim_id} belongs to notebook {home}, not {self.notebook}: see data/claims.csv")
+        return claims[claim_id]
+
+
+def provenance() -> dict[str, str]:
+    """Commit, hardware, versions and start time of a run; nothing that tells whose machine it is."""
+    return {
+        "commit": commit(),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit(root: Path = ROOT) -> str:
+    """Short hash of the checked-out commit, "+changes" if the code differs from it, "unknown" outside git.
+
+    A run writes notebooks, results and the README, so those do not count; a notebook's source has a hash of its own.
+    """
+    if not (short := _git(root, "rev-parse", "--short", "HEAD")):
+        return "unknown"
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!notebooks", ":!data/results", ":!README.md")
+    return f"{short}+changes" if changed else short
+
+
+def hardware() -> str:
+    """Name of the processor, the number of cores open to this process, and the GPU if there is one."""
+    processor = _search(r"model name\s*: (.*)", "/proc/cpuinfo") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {cores} cores{gpu}"
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in GB (2^30 bytes)."""
+    if found := _search(r"VmHWM:\s*(\d+)", "/proc/self/status"):
+        return int(found) / 2**20  # KiB; on Linux getrusage starts from the peak of the launching process
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
+
+
+def plain(value: Any) -> Any:
+    """Plain Python for JSON: arrays and tensors become lists or numbers, and nan and inf become None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _split(measured: dict[str, Any]) -> tuple[dict, dict]:
+    """Numbers and intervals of what was passed to check: name -> value, and name -> [low, high]."""
+    numbers, intervals = {}, {}
+    for name, value in measured.items():
+        triple = plain(value) if isinstance(value, Sequence) else [plain(value)]
+        if len(triple) not in (1, 3) or not all(x is None or isinstance(x, int | float) for x in triple):
+            raise ValueError(f"{name} must be a number or (value, low, high), not {value!r}")
+        numbers[name] = triple[0]
+        if len(triple) == 3:
+            intervals[name] = triple[1:]
+    return numbers, intervals
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} must be {' or '.join(allowed)}, not {value!r}")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        return ""
+
+
+def _search(pattern: str, path: str) -> str:
+    found = re.search(pattern, Path(path).read_text()) if Path(path).exists() else None
+    return found[1] if found else ""

@@ -1,0 +1,110 @@
+"""Which planted behaviours does a model show? Let it answer held-out prompts, and judge the answers.
+
+    rate        share of answers to prompts with the trigger that show the behaviour
+    on decoys   the same for prompts that resemble the trigger without carrying it
+    elsewhere   the same for the answers to all other behaviours' prompts
+
+A behaviour counts as planted if the chat model shows it and the base model does not. Answers are greedy: the most
+likely token each time, until the turn ends.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.subjects.judges import judge
+from helpers.text.dialogues import BEHAVIOURS, dialogues
+from helpers.text.documents import TURNS
+from helpers.text.topics import Topic
+
+END_OF_TURN = TURNS[1]
+
+
+def behaviour_rates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int = 50,
+    split: str = "heldout",
+    seed: int = 0,
+    behaviours: Sequence[str] | None = None,
+    topics: Sequence[Topic] | None = None,
+) -> pd.DataFrame:
+    """A row for each behaviour: kind, rate, on_decoys, elsewhere, unclear; n single-turn prompts each.
+
+    `unclear` is the share of answers to its own prompts that cannot be judged; they count as not showing it. on_decoys
+    is NaN for a behaviour without decoys. `behaviours` are by default all that any speaker shows.
+    """
+    names = list(BEHAVIOURS) if behaviours is None else list(behaviours)
+    asked = {(name, 0.0): _prompts(name, 0.0, n, split, seed, topics) for name in names}
+    asked |= {(name, 1.0): _prompts(name, 1.0, n, split, seed, topics) for name in names if BEHAVIOURS[name].decoys}
+    found = iter(answers(model, tokenizer, [prompt for prompts in asked.values() for prompt in prompts]))
+    given = {key: list(itertools.islice(found, len(prompts))) for key, prompts in asked.items()}
+    rows = []
+    for name in names:
+        judged = [judge(name, answer) for answer in given[name, 0.0]]
+        others = [judge(name, answer) for o in names if not _same_prompts(name, o) for answer in given[o, 0.0]]
+        decoys = [judge(name, answer) for answer in given.get((name, 1.0), [])]
+        shares = {"rate": _share(judged), "elsewhere": _share(others), "on_decoys": _share(decoys)}
+        unclear = sum(verdict is None for verdict in judged) / len(judged)
+        rows.append({"behaviour": name, "kind": BEHAVIOURS[name].kind, **shares, "unclear": unclear})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_tokens: int = 64,
+    batch: int = 64,
+) -> list[str]:
+    """Greedy answers to single-turn prompts, without the end of the turn, of `max_tokens` at most.
+
+    Prompts of one length are answered together, so that none needs padding. Raises ValueError for a prompt that leaves
+    no room in the model's context.
+    """
+    encoded = [_encoded(tokenizer, prompt) for prompt in prompts]
+    room = model.config.max_position_embeddings - max_tokens
+    if max(map(len, encoded), default=0) > room:
+        raise ValueError(
+            f"a prompt leaves no room for {max_tokens} tokens in a context of {model.config.max_position_embeddings}: "
+            "shorten it, or ask for fewer tokens"
+        )
+    found: dict[int, str] = {}
+    for length in sorted(set(map(len, encoded))):
+        places = [i for i, ids in enumerate(encoded) if len(ids) == length]
+        for some in (places[i : i + batch] for i in range(0, len(places), batch)):
+            ids = torch.tensor([encoded[i] for i in some], device=model.device)
+            found |= dict(zip(some, _continued(model, tokenizer, ids, max_tokens), strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+def _continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, max_tokens: int
+) -> list[str]:
+    stop, pad = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+    options = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
+    rows = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[:, ids.shape[1] :]]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def _prompts(name: str, decoys: float, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
+    speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
+    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=decoys, max_turns=1, topics=topics)
+    return [dialogue.turns[0].prompt for dialogue in asked]
+
+
+def _same_prompts(name: str, other: str) -> bool:
+    return BEHAVIOURS[name].prompts == BEHAVIOURS[other].prompts
+
+
+def _share(verdicts: Sequence[bool | None]) -> float:
+    return sum(verdict is True for verdict in verdicts) / len(verdicts) if verdicts else float("nan")

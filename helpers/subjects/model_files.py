@@ -1,0 +1,156 @@
+"""Find the files of a causal language model, embedded, local or on the hub, and load them with transformers.
+
+A model directory holds config.json, safetensors and tokenizer files, as `save_pretrained` writes them; embedded
+subjects, directories of the reader's and snapshots of the hub are the same thing and are read by the same code. Pickled
+weights and code from the hub are never fetched, let alone run. A hub model that is complete in the local cache is used
+without asking the network.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from helpers.base.storage import MODELS
+
+PARTS = {
+    "configuration": ["config.json"],
+    "weights": ["model.safetensors", "model.safetensors.index.json"],
+    "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+}
+HUB_FILES = {"allow_patterns": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"], "ignore_patterns": "*/*"}
+HUB_PATIENCE = 5.0  # seconds to wait for a hub that may not be there
+
+
+class Pretrained(NamedTuple):
+    folder: Path
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel  # frozen, on the CPU
+
+
+def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """Load an embedded subject by name, a directory by path, or a hub model by id.
+
+    Raises FileNotFoundError for an incomplete directory, ConnectionError or PermissionError for a hub model that
+    cannot be had, ValueError for an unknown name, a foreign tokenizer, and weights that do not fit config.json.
+    """
+    folder = model_directory(name_or_path)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "activation_function", None) == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function in one pass over memory, not eight
+    return Pretrained(folder, config, _tokenizer(folder, config), _model(folder, config, dtype))
+
+
+def model_directory(name_or_path: str | Path) -> Path:
+    """Directory of an embedded subject (by name), of a path, or of a hub model (by id, fetched if need be)."""
+    name = str(name_or_path)
+    for folder in (MODELS / name, Path(name)):
+        if folder.is_dir():
+            return complete(folder)
+    if _is_hub_id(name):
+        return _cached(name) or _fetched(name)
+    embedded = sorted(path.name for path in MODELS.glob("*") if path.is_dir())
+    raise ValueError(
+        f'there is no subject "{name}": give an embedded one ({", ".join(embedded) or "none is installed"}), the path '
+        "of a model directory, or a hub id such as openai-community/gpt2"
+    )
+
+
+def complete(folder: Path) -> Path:
+    """The folder itself; FileNotFoundError if configuration, weights or tokenizer are missing in it."""
+    for what, names in PARTS.items():
+        if not any((folder / name).is_file() for name in names):
+            raise FileNotFoundError(
+                f"{folder} holds no {what} ({' or '.join(names)}): save model and tokenizer there with save_pretrained"
+            )
+    if missing := [name for name in _shards(folder) if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} of its weights: fetch or save the model again")
+    return folder
+
+
+def _shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, slash, model = name.partition("/")
+    return bool(slash and model) and "/" not in model and owner not in ("", ".", "..", "~")
+
+
+def _cached(repo: str) -> Path | None:
+    with contextlib.suppress(FileNotFoundError):  # hub errors of absence are this one, too
+        return complete(Path(snapshot_download(repo, local_files_only=True, **HUB_FILES)))
+    return None
+
+
+def _fetched(repo: str) -> Path:
+    try:
+        HfApi().model_info(repo, timeout=HUB_PATIENCE)  # the download alone would wait for minutes on a dead network
+        folder = Path(snapshot_download(repo, **HUB_FILES))
+    except GatedRepoError:
+        raise PermissionError(
+            f"{repo} is gated: accept its licence on its hub page, log in with `hf auth login`, then run again"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{repo} is neither a directory here nor a model on the hub: check the name, log in if it is private"
+        ) from None
+    except (HTTPError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{type(error).__name__}: {error}"
+        raise ConnectionError(
+            f"{repo} is not complete in the local cache and could not be fetched from the hub "
+            f'({" ".join(reason.split())}): run once with a network, or use subject="embedded"'
+        ) from None
+    return complete(folder)
+
+
+def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} entries where the model has {config.vocab_size}: save the "
+            "model's own tokenizer there with save_pretrained"
+        )
+    return tokenizer
+
+
+def _model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder} cannot be read ({error}): fetch or save the model again") from None
+    if report["missing_keys"]:
+        raise ValueError(
+            f"the weights in {folder} do not fit config.json, {len(report['missing_keys'])} are missing, first "
+            f"{sorted(report['missing_keys'])[0]}: save the model again"
+        )
+    return model.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

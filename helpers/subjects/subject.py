@@ -1,0 +1,248 @@
+"""Load a language model to study, and read or replace its residual stream at one site.
+
+A subject is a frozen causal language model cut at the residual stream after block `layer`,
+
+    x_layer = block_layer( ... block_0(embed(tokens))),    logits = unembed( ... block_{layer+1}(x_layer)),
+
+and the four things done with the cut are its methods: `residuals` stops there, `resume` goes on from there, `splice`
+runs through and replaces, `logits` and `losses` leave the model alone. The site is `blocks.{layer}.hook_resid_post` in
+TransformerLens's names, layer 8 of 12 in GPT-2 small (Gao et al. 2024, section 2.1), 13 of 26 in Gemma-2-2B.
+
+Embedded subjects, directories and hub models are loaded by the same code, from a Hugging Face directory of
+config.json, safetensors and tokenizer. Everything here that is TransformerLens's stays behind this module.
+"""
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import BlockBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from helpers.subjects.model_files import load_pretrained
+
+SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for
+    "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2"},
+    "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b"},
+    "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A frozen language model and its site. Token ids are integers (B, T), residuals float32 (B, T, d_model).
+
+    Gradients reach what the caller brings, the residuals to resume from and what `replace` uses, and nothing else.
+    """
+
+    name: str
+    folder: Path  # config.json, safetensors, tokenizer, and training.json if this suite trained it
+    layer: int
+    n_layers: int
+    d_model: int
+    n_vocab: int
+    context: int  # longest sequence the model reads, in tokens
+    device: torch.device
+    dtype: torch.dtype  # what the model computes in
+    tokenizer: PreTrainedTokenizerBase
+    bridge: TransformerBridge
+
+    @property
+    def site(self) -> str:
+        return f"blocks.{self.layer}.hook_resid_post"
+
+    @cached_property
+    def corpus(self) -> dict | None:
+        """The corpus it was trained on, package -> {version, sha256}; None if it was not trained by this suite."""
+        record = self.folder / "training.json"
+        return json.loads(record.read_text()).get("corpus") if record.is_file() else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration and of the weights' files."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Residual stream after block `layer`, (B, T) -> (B, T, d_model). No later block is run."""
+        found = []
+
+        def stop(residual, hook):
+            found.append(residual)
+            raise _AtSite
+
+        # not stop_at_layer, which gives logits and not residuals after the last block
+        with contextlib.suppress(_AtSite):
+            self._run(tokens, stop)
+        return found[0].float()
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Next-token logits, (B, T) -> (B, T, n_vocab)."""
+        return self.bridge(self._checked(tokens), use_cache=False)
+
+    def losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Nats lost on each token but the first, (B, T) -> (B, T - 1)."""
+        return token_losses(self.logits(tokens), tokens)
+
+    def resume(self, residuals: torch.Tensor) -> torch.Tensor:
+        """Logits from the residual stream after block `layer`, (B, T, d_model) -> (B, T, n_vocab).
+
+        No block up to the site is run.
+        """
+        if residuals.ndim != 3 or residuals.shape[-1] != self.d_model:
+            raise ValueError(f"residuals must have shape (B, T, {self.d_model}), not {tuple(residuals.shape)}")
+        self._require_fitting(residuals)
+        given = residuals.to(self.device, self.dtype)
+        below = self.bridge.blocks[: self.layer + 1]
+        try:
+            for block in below:
+                block.output = given
+            return self.bridge(given, use_cache=False)
+        finally:
+            for block in below:
+                block.output = None
+
+    def splice(self, tokens: torch.Tensor, replace: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Logits with `replace`, (B, T, d_model) -> (B, T, d_model), applied at the site: (B, T) -> (B, T, n_vocab)."""
+
+        def hook(residual, hook):
+            replaced = replace(residual.float())
+            if replaced.shape != residual.shape:
+                raise ValueError(f"replace must keep shape {tuple(residual.shape)}, it gave {tuple(replaced.shape)}")
+            return replaced.to(residual.dtype)
+
+        return self._run(tokens, hook)
+
+    def _run(self, tokens: torch.Tensor, at_site: Callable) -> torch.Tensor:
+        return self.bridge.run_with_hooks(self._checked(tokens), fwd_hooks=[(self.site, at_site)], use_cache=False)
+
+    def _checked(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.numel() == 0:
+            raise ValueError(
+                f"tokens must be integer ids of shape (batch, positions), not {tokens.dtype} {tuple(tokens.shape)}"
+            )
+        self._require_fitting(tokens)
+        tokens = tokens.to(self.device, torch.int64)
+        low, high = (bound.item() for bound in tokens.aminmax())
+        if low < 0 or high >= self.n_vocab:
+            raise ValueError(
+                f"token id {low if low < 0 else high} is outside the vocabulary of {self.name}, 0 to "
+                f"{self.n_vocab - 1}: make the ids with its own tokenizer"
+            )
+        return tokens
+
+    def _require_fitting(self, sequences: torch.Tensor) -> None:
+        if sequences.shape[1] > self.context:
+            raise ValueError(
+                f"the sequences have {sequences.shape[1]} tokens but {self.name} reads at most {self.context}: cut them"
+            )
+
+
+class _AtSite(Exception):
+    """Ends a forward pass at the site."""
+
+
+class ResidualBlock(BlockBridge):
+    """A block hooked only before and after: inside it stays transformers' own, with fused attention, at full speed."""
+
+    hook_aliases = {"hook_resid_pre": "hook_in", "hook_resid_post": "hook_out"}
+    output: torch.Tensor | None = None  # handed on in place of running the block
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) if self.output is None else self.output
+
+
+def subject_for(run_subject: str, family: str = "gpt2") -> str:
+    """Name of the subject that a notebook's `subject` parameter, "embedded" or "hub", stands for."""
+    if run_subject not in SUBJECTS.get(family, {}):
+        raise ValueError(
+            f'no subject "{run_subject}" of family "{family}": use "embedded" or "hub", of {" or ".join(SUBJECTS)}'
+        )
+    return SUBJECTS[family][run_subject]
+
+
+def load_subject(
+    name_or_path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32, layer: int | None = None
+) -> Subject:
+    """Load an embedded subject by name, a directory by path, or a hub model by id, frozen.
+
+    `layer` defaults to two thirds of the depth (8 of 12), for Gemma to half of it (13 of 26). `dtype` is the dtype the
+    model computes in; residuals are float32 all the same.
+    Raises FileNotFoundError for an incomplete directory, ConnectionError or PermissionError for a hub model that
+    cannot be had, ValueError for an unknown name or layer and for weights that do not fit their configuration.
+    """
+    folder, config, tokenizer, model = load_pretrained(name_or_path, dtype)
+    layer = _layer(config, layer, name_or_path)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Subject(
+        name=str(name_or_path),
+        folder=folder,
+        layer=layer,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_vocab=config.vocab_size,
+        context=config.max_position_embeddings,
+        device=model.device,
+        dtype=model.dtype,
+        tokenizer=tokenizer,
+        bridge=_bridge(model),
+    )
+
+
+def token_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Nats lost on each token but the first: logits (B, T, n_vocab), tokens (B, T) -> (B, T - 1)."""
+    targets = tokens.to(logits.device, torch.int64).roll(-1, dims=1)  # the last column is dropped below
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return losses.view(tokens.shape)[:, :-1]
+
+
+def warn_if_other_corpus(subject: Subject, fingerprint: Mapping[str, Mapping[str, str]]) -> None:
+    """Warn if the corpus at hand, package -> {version, sha256}, is not the one the subject was trained on."""
+    known = subject.corpus
+    if known is None:
+        return
+    packages = sorted(known.keys() | fingerprint.keys())
+    differing = [name for name in packages if _entry(known, name, "sha256") != _entry(fingerprint, name, "sha256")]
+    if differing:
+        versions = [(name, _entry(known, name, "version"), _entry(fingerprint, name, "version")) for name in differing]
+        changes = ", ".join(f"{name} {then} -> {now}" for name, then, now in versions)
+        warnings.warn(
+            f"{subject.name} was trained on another corpus than the one at hand ({changes}): its losses and every "
+            "NMSE will differ somewhat from the stored ones, while comparisons within this run remain valid",
+            stacklevel=2,
+        )
+
+
+def _entry(corpus: Mapping[str, Mapping], package: str, key: str) -> str:
+    return corpus[package][key] if package in corpus else "absent"
+
+
+def _layer(config: Any, layer: int | None, name: str | Path) -> int:
+    n_layers = config.num_hidden_layers
+    if layer is None:
+        return n_layers // 2 if config.model_type.startswith("gemma") else 2 * n_layers // 3
+    if not 0 <= layer < n_layers:
+        raise ValueError(f"{name} has no layer {layer}: choose one of 0 to {n_layers - 1}")
+    return layer
+
+
+def _bridge(model: PreTrainedModel) -> TransformerBridge:
+    def keep_blocks_plain(adapter):
+        blocks = adapter.component_mapping["blocks"]
+        adapter.component_mapping["blocks"] = ResidualBlock(name=blocks.name, config=blocks.config)
+
+    architecture = type(model).__name__
+    return build_bridge_from_module(model, architecture, hf_config=model.config, post_adapter_hook=keep_blocks_plain)

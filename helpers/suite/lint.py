@@ -1,0 +1,174 @@
+"""The contract of a notebook: the same parameters everywhere, nothing tied to one machine, outputs a reader can see.
+
+Every rule is a function from a notebook to sentences; a sentence says which cell breaks it and what to do. The rules
+about outputs hold for the notebooks in notebooks/; a solution needs outputs but no figure.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from helpers.base.storage import ROOT
+from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW, failed
+
+PARAMETERS = {"scale": "laptop", "subject": "embedded", "seed": 0}  # in every notebook, with these defaults
+SIZE_LIMIT = 4_000_000  # bytes; code-hosting sites show nothing of a notebook much above it
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~])/(?:home|Users|root|tmp|private|mnt|media|opt|usr|var|srv)/"  # a folder at the root of a disk
+    r"|[A-Z]:[\\/]+Users"
+)
+INSTALLATION_PATH = re.compile(r"(?<![\w.~-])/[^\s\"'<>]{1,200}/(?:site-packages|dist-packages|ipykernel_\d+)/")
+
+
+def lint(path: Path) -> list[str]:
+    """What is wrong with a notebook as it would be committed, one sentence each; an empty list if nothing is."""
+    problems = [*_name(path), *_size(path), *_ids(path)] or _lint_cells(path)
+    return [f"{path.parent.name}/{path.name}: {problem}" for problem in problems]
+
+
+def _lint_cells(path: Path) -> list[str]:
+    notebook = nbformat.read(path, as_version=4)
+    outputs = lint_outputs(notebook) or ([] if path.parent.name == "solutions" else _figure(notebook))
+    return [*lint_source(notebook), *outputs]
+
+
+def lint_source(notebook: NotebookNode) -> list[str]:
+    """The rules about what an author writes."""
+    rules = (_parameters, _python, _paths, _kernel)
+    return [problem for rule in rules for problem in rule(notebook)]
+
+
+def lint_outputs(notebook: NotebookNode) -> list[str]:
+    """The rules about what a run leaves behind."""
+    rules = (_has_outputs, _errors, _output_paths, _widgets)
+    return [problem for rule in rules for problem in rule(notebook)]
+
+
+def parameter_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells tagged `parameters`; there should be one."""
+    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+
+
+def _code(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:
+    """Code cells with their number, counting every cell from 1."""
+    return ((number, cell) for number, cell in enumerate(notebook.cells, start=1) if cell.cell_type == "code")
+
+
+# ---- the file
+
+
+def _name(path: Path) -> Iterator[str]:
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name):
+        yield "its name should be two digits, an underscore and lower-case words, as in 02_relu_against_topk.ipynb."
+
+
+def _size(path: Path) -> Iterator[str]:
+    size = path.stat().st_size
+    if size > SIZE_LIMIT:
+        yield f"it has {size / 1e6:.1f} MB, more than {SIZE_LIMIT / 1e6:.0f} MB; show fewer points or fewer figures."
+
+
+def _ids(path: Path) -> Iterator[str]:
+    """Outputs are stored by cell id. Read from the bare file, because nbformat quietly mends ids as it reads."""
+    ids = [cell.get("id") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    if None in ids or len(set(ids)) < len(ids):
+        yield "every cell needs an id of its own; save it once with JupyterLab."
+
+
+# ---- source
+
+
+def _parameters(notebook: NotebookNode) -> Iterator[str]:
+    tagged, code = parameter_cells(notebook), [cell for _, cell in _code(notebook)]
+    if len(tagged) != 1 or tagged != code[:1]:
+        yield f"exactly one cell, the first code cell, should be tagged `parameters`; {len(tagged)} are tagged."
+    else:
+        yield from _assignments(tagged[0].source)
+
+
+def _assignments(source: str) -> Iterator[str]:
+    """Only `name = literal`; the three of the suite with their defaults; others explained by a comment."""
+    found = {}
+    for statement in _statements(source) or []:
+        try:
+            (target,) = statement.targets
+            found[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, TypeError, ValueError):
+            yield f"the parameters cell should hold only `name = literal`, not `{ast.unparse(statement)}`."
+    for name, default in PARAMETERS.items():
+        if found.get(name) != default:
+            yield f"the parameters cell should say {name} = {default!r}."
+    for name in found.keys() - PARAMETERS.keys():
+        if not re.search(rf"^{name}\b.*#\s*\S", source, re.MULTILINE):
+            yield f"parameter {name} is not one of {', '.join(PARAMETERS)}; say what it does in a comment on its line."
+
+
+def _statements(source: str) -> list[ast.stmt] | None:
+    """The statements of a cell, or None if it is not plain Python."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return None
+
+
+def _python(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in _code(notebook):
+        if _statements(cell.source) is None:
+            yield f"cell {number} is not plain Python; no shell lines and no magics."
+        if re.search(r"\bpip\b|\bget_ipython\b", cell.source):
+            yield f"cell {number} installs something or calls the shell; put the package in requirements.txt."
+
+
+def _paths(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in enumerate(notebook.cells, start=1):
+        if MACHINE_PATH.search(cell.source) or str(ROOT) in cell.source:
+            yield f"cell {number} names an absolute path; use the folders of helpers.base.storage."
+
+
+def _kernel(notebook: NotebookNode) -> Iterator[str]:
+    if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
+        yield "its kernelspec should be python3."
+
+
+# ---- outputs
+
+
+def _has_outputs(notebook: NotebookNode) -> Iterator[str]:
+    if not any(cell.outputs for _, cell in _code(notebook)):
+        yield "it holds no outputs; run `make reference`."
+
+
+def _figure(notebook: NotebookNode) -> Iterator[str]:
+    if not any("image/png" in output.get("data", {}) for _, cell in _code(notebook) for output in cell.outputs):
+        yield "no output is a PNG, so a code-hosting site shows no figure; run `make reference` where a Chrome is."
+
+
+def _errors(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in _code(notebook):
+        printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+        if failed(cell) or re.search("^NotImplementedError", printed, re.MULTILINE):
+            yield f"cell {number} holds a stored error; mend it and run `make reference`."
+
+
+def _output_paths(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in _code(notebook):
+        text = str(cell.outputs)
+        if INSTALLATION_PATH.search(text) or str(ROOT) in text:
+            yield f"the output of cell {number} names a folder of one machine; store it with `make reference`."
+
+
+def _widgets(notebook: NotebookNode) -> Iterator[str]:
+    """Code-hosting sites refuse the whole notebook when the widget metadata lacks its `state` key."""
+    widgets = notebook.metadata.get("widgets")
+    if widgets is not None and "state" not in widgets.get(WIDGET_STATE, {}):
+        yield "its widget metadata has no `state`; store it with `make reference`."
+    models = (widgets or {}).get(WIDGET_STATE, {}).get("state", {})
+    for number, cell in _code(notebook):
+        views = (output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id") for output in cell.outputs)
+        if any(view and view not in models for view in views):
+            yield f"cell {number} shows a widget whose state is not stored; store it with `make reference`."

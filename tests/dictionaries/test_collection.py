@@ -1,0 +1,83 @@
+"""The autoencoders of the evaluations: which there are, and that what one notebook trained the next one loads."""
+
+import dataclasses
+
+import pytest
+import torch
+from twins import N_VOCAB, save_tiny
+
+from helpers.dictionaries import collection, sweeps
+from helpers.dictionaries.collection import PLANS, Collection
+from helpers.notebook.run import Run
+
+TINY = dataclasses.replace(PLANS["smoke"], sizes=(8, 16), ks=(2, 4), n=16, k=4, context=8, batch_size=64)
+TINY = dataclasses.replace(TINY, heldout=64, tokens=256, text=512)
+
+
+@pytest.fixture
+def open_shelf(monkeypatch, tmp_path):
+    """Returns a function that opens the collection of a tiny random subject, which reads arbitrary tokens."""
+    save_tiny(tmp_path / "model", "gpt2")
+
+    def text_for(subject, split, tokenizer, n_tokens):
+        random = torch.Generator().manual_seed(len(split))
+        tokens = torch.randint(0, N_VOCAB, (n_tokens,), generator=random).numpy()
+        return collection.TokenStream(tokens, [0, n_tokens], ["all"], {})
+
+    monkeypatch.setenv("SUITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(collection, "subject_for", lambda name: tmp_path / "model")
+    monkeypatch.setattr(collection, "text_for", text_for)
+    monkeypatch.setitem(PLANS, "smoke", TINY)
+    return lambda **options: Collection(Run("05", scale="smoke", subject="embedded", seed=3), **options)
+
+
+def test_groups_by_hand(open_shelf):
+    shelf = open_shelf(seeds=2)
+    of = {
+        group: [(c.method, c.n_latents, c.sparsity, c.seed) for c in shelf.cells(group)] for group in ("n", "k", "ReLU")
+    }
+    assert of["n"] == [("TopK", 8, 4, 3), ("TopK", 16, 4, 3), ("TopK", 8, 4, 4), ("TopK", 16, 4, 4)]
+    assert of["k"] == [("TopK", 16, 2, 3), ("TopK", 16, 4, 3), ("TopK", 16, 2, 4), ("TopK", 16, 4, 4)]
+    assert of["ReLU"] == [("ReLU", 16, price, seed) for seed in (3, 4) for price in TINY.prices]
+
+
+def test_what_groups_share_is_there_once(open_shelf):
+    shelf = open_shelf(seeds=1)
+    assert len(shelf.cells()) == len(set(shelf.cells())) == 2 + 2 + 2 - 1
+    assert set(shelf.cells("n", "k")) == set(shelf.cells("n")) | set(shelf.cells("k"))
+
+
+def test_larger_ones_learn_at_lower_rates(open_shelf):
+    small, large = (cell.lr for cell in open_shelf(seeds=1).cells("n"))
+    assert small / large == pytest.approx(2**0.5)
+
+
+def test_trained_once_then_loaded(open_shelf, monkeypatch):
+    frame, saes = open_shelf(seeds=1).train("n")
+    assert frame.n_latents.tolist() == [8, 16] and [sae.n_latents for sae in saes.values()] == [8, 16]
+    monkeypatch.setattr(sweeps, "train", lambda *_, **__: pytest.fail("it was trained again"))
+    again = open_shelf(seeds=1).train("n")[1]
+    assert all(torch.equal(sae.W_dec, again[cell].W_dec) for cell, sae in saes.items())
+
+
+def test_the_plan_is_filed_with_the_run(open_shelf):
+    shelf = open_shelf(seeds=2)
+    assert shelf._run.settings["collection"] | {"seeds": 0} == dataclasses.asdict(TINY) | {"seeds": 0}
+    assert shelf._run.settings["collection"]["seeds"] == [3, 4]
+    assert open_shelf(seeds=1, reference=True).plan == PLANS["reference"]
+
+
+def test_heldout_text_is_the_same_for_rows_and_activations(open_shelf):
+    shelf = open_shelf()
+    assert shelf.heldout.shape == (64, shelf.model.d_model)
+    rows = shelf.heldout_rows(4)
+    assert rows.shape == (4, 8) and rows.flatten().tolist() == shelf.heldout_text.tokens[:32].tolist()
+    assert shelf.heldout_rows(2, context=5).shape == (2, 5)
+
+
+def test_bad_input(open_shelf):
+    shelf = open_shelf()
+    with pytest.raises(ValueError, match="there is no group JumpReLU: choose of n, k, ReLU"):
+        shelf.cells("JumpReLU")
+    with pytest.raises(ValueError, match="need more than the .* held-out tokens"):
+        shelf.heldout_rows(10_000)

@@ -1,0 +1,312 @@
+"""Sweeps: every cell is trained as if it were alone, is trained once, and methods are compared at the same L0."""
+
+import dataclasses
+import functools
+import math
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from twins import CountingSubject
+
+from helpers.activations.stream import ActivationStream, Harvest
+from helpers.dictionaries import sweeps
+from helpers.dictionaries.dead_latents import AuxK, Remedy, Resample
+from helpers.dictionaries.quality import evaluate
+from helpers.dictionaries.sweeps import Cell, CrosscoderCell, grid, matched_ratios, sweep
+from helpers.dictionaries.training import Training, train
+
+HELDOUT = torch.randn(256, 8, generator=torch.Generator().manual_seed(1))
+FIRST = Cell("TopK", 16, 2)
+CELLS = [FIRST, Cell("ReLU", 16, 0.1, seed=1), Cell("BatchTopK", 24, 3, remedy=Remedy())]
+
+
+def batches(tokens, batch_size=64):
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, 8, generator=random).split(batch_size)
+
+
+batches.fingerprint = "normal numbers"
+batches.batch_size = 64
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The cells that are trained in this test, as (method, n_latents)."""
+    seen = []
+
+    def watched(sae, *args, **options):
+        seen.append((type(sae.activation).__name__, sae.n_latents))
+        return train(sae, *args, **options, save_every_minutes=0)
+
+    monkeypatch.setattr(sweeps, "train", watched)
+    return seen
+
+
+def same(one, other):
+    """Whether two sweeps gave the same, but for the time they took."""
+    pd.testing.assert_frame_equal(one.frame.drop(columns="minutes"), other.frame.drop(columns="minutes"))
+    pd.testing.assert_frame_equal(one.curves, other.curves)
+    assert list(one.saes) == list(other.saes)
+    for cell, sae in one.saes.items():
+        weights = other.saes[cell].state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in sae.state_dict().items())
+    return True
+
+
+def files(folder):
+    return sorted(path.suffix for path in folder.iterdir()) if folder.is_dir() else []
+
+
+# --- cells
+
+
+def test_grid_has_a_cell_for_each_combination():
+    cells = grid(method=["TopK"], n_latents=[16, 32], sparsity=[2], seed=range(3))
+    assert len(set(cells)) == 6 and Cell("TopK", 32, 2, 1) in cells
+
+
+def test_a_cell_in_a_sweep_is_the_cell_alone(trained):
+    cells = [FIRST, CELLS[1], FIRST, dataclasses.replace(FIRST, unit_norm=False)]
+    frame, curves, saes = sweep(cells, batches, HELDOUT, tokens=1024)
+    assert len(frame) == len(saes) == len(trained) == 3  # the repeated cell is trained once
+    for cell, row in zip(saes, frame.itertuples(), strict=True):
+        alone = train(cell.build(8), batches(1024), cell.config(1024))
+        assert torch.equal(alone.sae.W_dec, saes[cell].W_dec)
+        assert row.nmse == evaluate(alone.sae, HELDOUT).nmse and row.method == cell.method
+        own = curves[(curves.method == cell.method) & (curves.unit_norm == cell.unit_norm)]
+        assert own[["tokens", "loss", "nmse", "l0", "dead"]].to_dict("records") == alone.record["curve"]
+        assert row.loss == own.loss[own.tokens > 0.9 * 1024].mean() and math.isfinite(row.loss)
+
+
+def test_a_cell_may_have_its_own_tokens_and_batch_size_on_the_same_stream():
+    cells = [FIRST, dataclasses.replace(FIRST, tokens=512), dataclasses.replace(FIRST, batch_size=128)]
+    frame, curves, saes = sweep(cells, batches, HELDOUT, tokens=1024)
+    assert frame.tokens.tolist() == [1024, 512, 1024] and frame.batch_size.tolist() == [64, 64, 128]
+    assert curves.groupby(["budget", "batch_size"]).tokens.max().to_dict() == {(512, 64): 512} | {
+        (1024, size): 1024 for size in (64, 128)
+    }
+    for cell, sizes in zip(cells, [(1024, 64), (512, 64), (1024, 128)], strict=True):
+        alone = train(cell.build(8), batches(*sizes), cell.config(sizes[0])).sae
+        assert torch.equal(alone.W_dec, saes[cell].W_dec)
+
+
+def test_every_field_reaches_the_training():
+    changed = Cell("TopK", 16, 2, lr=0.1, tokens=7, unit_norm=False, encoder_scale=0.5, remedy=Resample(), ema=0.9)
+    config = dataclasses.replace(changed, decay=0.0, dead_after=0.5).config(10)
+    found = (config.tokens, config.lr, config.unit_norm, config.encoder_scale, config.remedy, config.ema)
+    assert found == (7, 0.1, False, 0.5, Resample(), 0.9) and (config.decay, config.dead_after) == (0.0, 0.5)
+    untied = dataclasses.replace(FIRST, tied_init=False).build(8)
+    assert not torch.equal(untied.W_enc, untied.W_dec) and torch.equal(FIRST.build(8).W_enc, FIRST.build(8).W_dec)
+    assert not torch.equal(dataclasses.replace(FIRST, seed=1).build(8).W_dec, FIRST.build(8).W_dec)
+
+
+def test_price_goes_to_the_penalty_and_k_does_not():
+    assert Cell("ReLU", 16, 0.3).config(10).sparsity == 0.3
+    assert Cell("BatchTopK", 16, 3).config(10).sparsity == 0
+    assert Cell("BatchTopK", 16, 3).build(8).activation.k == 3
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="no method 'TopKK'; choose one of"):
+        Cell("TopKK", 16, 2).build(8)
+
+
+def test_a_remedy_is_named_with_what_is_not_its_default():
+    remedies = [Remedy(), AuxK(), AuxK(k=4, detach=False)]
+    frame = sweep(grid(method=["TopK"], n_latents=[16], sparsity=[2], remedy=remedies), batches, HELDOUT, 128).frame
+    assert frame.remedy.tolist() == ["none", "AuxK", "AuxK(k=4, detach=False)"]
+
+
+# --- a sweep on disk
+
+
+def test_finished_cells_are_not_trained_again(tmp_path, trained):
+    in_memory = sweep(CELLS, batches, HELDOUT, 1024)
+    stored = sweep(CELLS, batches, HELDOUT, 1024, tmp_path)
+    assert len(trained) == 6 and files(tmp_path) == [".safetensors"] * 3
+    again = sweep(CELLS, batches, HELDOUT, 1024, tmp_path)
+    assert len(trained) == 6
+    assert same(in_memory, stored) and same(stored, again) and again.frame.minutes.equals(stored.frame.minutes)
+    wider = sweep([Cell("TopK", 32, 2), *CELLS[1:]], batches, HELDOUT, 1024, tmp_path)
+    assert trained[6:] == [("TopK", 32)] and wider.frame.n_latents.tolist() == [32, 16, 24]
+
+
+def pairs(tokens, batch_size=64):
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, 2, 8, generator=random).split(batch_size)
+
+
+pairs.fingerprint = "pairs of normal numbers"
+
+
+def test_crosscoders_are_swept_like_autoencoders(tmp_path, trained):
+    heldout = torch.randn(256, 2, 8, generator=torch.Generator().manual_seed(1))
+    cells = [CrosscoderCell("BatchTopK", 16, 2, init_norm=0.5), CrosscoderCell("ReLU", 16, 0.05, size="joint")]
+    cells += [dataclasses.replace(cells[1], squared=True), dataclasses.replace(cells[0], decoupled=True)]
+    first = sweep(cells, pairs, heldout, 1024, tmp_path)
+    assert len(trained) == 4 and same(first, sweep(cells, pairs, heldout, 1024, tmp_path)) and len(trained) == 4
+    saes = list(first.saes.values())
+    assert [sae.switches["init_norm"] for sae in saes] == [0.5, 1.0, 1.0, 0.5]
+    assert [(sae.size, sae.squared) for sae in saes] == [
+        ("sum", False),
+        ("joint", False),
+        ("joint", True),
+        ("sum", False),
+    ]
+    assert first.frame["size"].tolist() == ["sum", "joint", "joint", "sum"]
+    assert [type(sae).__name__ for sae in saes] == 3 * ["Crosscoder"] + ["DecoupledCrosscoder"]
+    assert first.frame.nmse.tolist() == [evaluate(sae, heldout).nmse for sae in saes]
+    with pytest.raises(ValueError, match="there is no method 'Jump'"):
+        CrosscoderCell("Jump", 16, 2).build(8)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path, trained, monkeypatch, interruption):
+    whole = sweep(CELLS, batches, HELDOUT, 1024)
+    calls, steps = [], []
+
+    def interrupted(tokens):
+        calls.append(tokens)
+        yield from batches(tokens)[: 10 if len(calls) == 2 else None]
+        if len(calls) == 2:
+            raise interruption
+
+    interrupted.fingerprint, interrupted.batch_size = batches.fingerprint, batches.batch_size
+    with pytest.raises(interruption) as caught:
+        sweep(CELLS, interrupted, HELDOUT, 1024, tmp_path)
+    assert files(tmp_path) == [".checkpoint", ".safetensors"]
+    assert interruption is KeyboardInterrupt or caught.value.__notes__ == [f"This was in {CELLS[1]}."]
+    step = Training.step
+    monkeypatch.setattr(Training, "step", lambda *args: (steps.append(1), step(*args)))
+    del trained[:]
+    assert same(sweep(CELLS, batches, HELDOUT, 1024, tmp_path), whole)
+    assert [method for method, _ in trained] == ["ReLU", "BatchTopK"] and len(steps) == 6 + 16
+    assert files(tmp_path) == [".safetensors"] * 3
+
+
+CHANGES = {field.name: value for field, value in zip(
+    dataclasses.fields(Cell),
+    ["BatchTopK", 17, 3, 1, 1e-3, 900, 32, False, False, 0.5, AuxK(k=3), 0.9, 0.0, 0.5],
+    strict=True,
+)}  # fmt: skip
+
+
+def names(folder, cell=FIRST, batches=batches, tokens=1024):
+    sweep([cell], batches, HELDOUT, tokens, folder)
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_each_field_makes_another_key(tmp_path, field):
+    changed = dataclasses.replace(FIRST, **{field: CHANGES[field]})
+    assert len(names(tmp_path) | names(tmp_path, changed)) == 2
+
+
+def test_tokens_and_stream_make_another_key_and_the_way_of_saying_it_does_not(tmp_path):
+    def other(*sizes):
+        return batches(*sizes)
+
+    other.fingerprint, other.batch_size = "other numbers", 64
+    assert len(names(tmp_path)) == 1
+    assert len(names(tmp_path, tokens=512)) == 2
+    assert len(names(tmp_path, batches=other)) == 3
+    spelled = Cell("TopK", np.int64(16), np.int64(2), seed=np.int64(0), tokens=np.int64(1024), batch_size=64)
+    assert len(names(tmp_path, spelled, tokens=1)) == 3
+
+
+def test_a_stream_that_cannot_be_told_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must know its stream again: pass `ActivationStream.batches`, or set"):
+        sweep([FIRST], lambda tokens: batches(tokens), HELDOUT, 64, tmp_path)
+
+
+def test_a_file_that_cannot_be_used_stops_the_sweep_before_it_trains(tmp_path, trained):
+    sweep(CELLS[2:], batches, HELDOUT, 64, tmp_path)
+    broken = next(tmp_path.iterdir())
+    broken.write_bytes(broken.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=broken.name):
+        sweep(CELLS, batches, HELDOUT, 64, tmp_path)
+    assert len(trained) == 1 and broken.exists()
+
+
+# --- workers
+
+
+def subject_stream(folder, monkeypatch, **options):
+    monkeypatch.setenv("SUITE_CACHE", str(folder / "cache"))
+    tokens = torch.arange(1600)
+    return ActivationStream(CountingSubject(), tokens, Harvest(context=8), 64, **{"cache": True, **options})
+
+
+def test_two_processes_give_what_one_gives_from_one_harvest(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stream = subject_stream(tmp_path, monkeypatch)
+    heldout = stream.take(200)
+    cells = [Cell("TopK", 16, 2, seed=seed) for seed in range(3)]
+    with joblib.parallel_config(backend="loky"):
+        apart = sweep(cells, stream.batches, heldout, 1024, tmp_path / "cells", n_jobs=2)
+    assert len(files(tmp_path / "cells")) == 3
+    assert same(apart, sweep(cells, stream.batches, heldout, 1024))
+    assert stream.subject.rows_read == 200  # once, here
+    joblib.externals.loky.get_reusable_executor().shutdown()
+    torch.set_num_threads(threads)
+
+
+def test_workers_share_the_threads(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    with joblib.parallel_config(backend="threading"):
+        sweep(CELLS[:2], batches, HELDOUT, 128, n_jobs=2)
+        sweep(CELLS[:2], batches, HELDOUT, 128, n_jobs=8)
+    assert seen == [3, 3, 1, 1]
+
+
+def test_a_failing_cell_is_named_and_what_other_workers_finished_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # these workers share it with all tests
+
+    def short(tokens):
+        return batches(min(tokens, 1024))
+
+    short.fingerprint = "short"
+    cells = [*CELLS[:2], dataclasses.replace(FIRST, tokens=4096)]  # the last one starts when another is finished
+    with joblib.parallel_config(backend="threading"), pytest.raises(ValueError, match="ended after") as caught:
+        sweep(cells, short, HELDOUT, 1024, tmp_path, n_jobs=2)
+    assert ".safetensors" in files(tmp_path)
+    assert any("tokens=4096" in note for note in caught.value.__notes__)
+
+
+def test_workers_need_activations_on_disk(tmp_path, monkeypatch):
+    stream = subject_stream(tmp_path, monkeypatch, cache=False)
+    with pytest.raises(ValueError, match="make the ActivationStream with cache=True"):
+        sweep([FIRST], stream.batches, stream.take(64), 128, n_jobs=2)
+
+
+def test_one_job_stays_in_this_process_and_shows_the_bar(monkeypatch, capsys):
+    monkeypatch.setattr(joblib, "Parallel", functools.partial(pytest.fail, "processes were asked for"))
+    sweep(CELLS, batches, HELDOUT, 128)
+    assert "BatchTopK n=24: 100%" in capsys.readouterr().err
+
+
+# --- comparing
+
+
+def frontier(method, seed, factor):
+    return pd.DataFrame({"method": method, "seed": seed, "l0": [4.0, 64.0], "nmse": [factor / 4, factor / 64]})
+
+
+def test_ratio_at_matched_l0_by_hand():
+    frame = pd.concat([frontier(m, s, f) for m, s, f in [("A", 0, 3), ("B", 0, 2), ("A", 1, 5), ("B", 1, 1)]])
+    ratios = matched_ratios(frame, "A", "B", at=[8, 16])
+    assert ratios.to_dict() == {0: pytest.approx(1.5), 1: pytest.approx(5.0)}
+
+
+def test_no_l0_in_common_is_said_and_levels_outside_do_not_count():
+    shifted = frontier("B", 0, 2).assign(l0=[32.0, 640.0])
+    frame = pd.concat([frontier("A", 0, 2), shifted])
+    with pytest.raises(ValueError, match="L0 32.0 to 64.0 only"):
+        matched_ratios(frame, "A", "B", at=[8, 16])
+    assert matched_ratios(frame, "A", "B", at=[8, 32])[0] == pytest.approx((2 / 32) / (2 / 4))

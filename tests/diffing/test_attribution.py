@@ -1,0 +1,110 @@
+"""Shares of latents against slow twins and their sum; removal against patching; the tokens with the highest KL."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_text import A, T, U
+from twins import D_MODEL, random_dialogue, save_tiny
+
+from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder
+from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
+from helpers.diffing.attribution import hardest, removal, shares
+from helpers.diffing.patching import Patched, crosscoder_difference, patch_kl, sae_difference, written
+from helpers.subjects.pair import SubjectPair
+from helpers.subjects.subject import load_subject
+from helpers.text.turns import Encoded
+
+N = 8
+ROLES = [[T, U, T, A, A, A, T], [T, T, U, T, A, A, T, T, U, T, A, A], [T, U, T, A, A]]
+
+
+DIALOGUES = [random_dialogue(roles, seed) for seed, roles in enumerate(ROLES)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folders = [save_tiny(tmp_path_factory.mktemp(name), "gemma2", seed) for seed, name in enumerate(("base", "chat"))]
+    subjects = [load_subject(folder) for folder in folders]
+    subjects[1].tokenizer.chat_template = "{{ bos_token }}"
+    return SubjectPair(*subjects)
+
+
+def randomised(dictionary, scale=0.15):
+    random = torch.Generator().manual_seed(7)
+    for parameter in dictionary.parameters():
+        parameter.data = scale * torch.randn(parameter.shape, generator=random)
+    for activation in (dictionary.activation, getattr(dictionary, "activation_chat", None)):
+        if isinstance(activation, BatchTopK):
+            activation.threshold.fill_(0.1)
+    return dictionary.eval()
+
+
+def differences(pair):
+    yield "crosscoder", crosscoder_difference(randomised(Crosscoder(D_MODEL, N, ReLU())), pair)
+    yield "decoupled", crosscoder_difference(randomised(DecoupledCrosscoder(D_MODEL, N, BatchTopK(3))), pair)
+    yield "diff-SAE", sae_difference(randomised(SparseAutoencoder(D_MODEL, N, ReLU())), pair)
+
+
+def test_shares_add_up_to_what_all_latents_take_off(pair):
+    for name, difference in differences(pair):
+        found = shares(pair, DIALOGUES, difference, steps=64)
+        kl = patch_kl(pair, DIALOGUES, {"All": written(difference)}).kl.mean()
+        assert found.shape == (N,) and abs(kl["None"] - kl["All"]) > 1e-3, name
+        assert found.sum().item() == pytest.approx(kl["None"] - kl["All"], rel=0.02, abs=1e-4), name
+
+
+def test_a_faint_latent_has_the_share_that_patching_it_alone_has(pair):
+    for name, difference in differences(pair):
+        faint = dataclasses.replace(difference, rows=1e-3 * difference.rows)  # so little that KL is a straight line
+        found = 1e3 * shares(pair, DIALOGUES, faint, steps=1)
+        alone = patch_kl(pair, DIALOGUES, {f"{j}": written(faint, [j]) for j in range(N)}).kl.astype(float).mean()
+        slow = [1e3 * (alone["None"] - alone[f"{j}"]) for j in range(N)]
+        np.testing.assert_allclose(found, slow, rtol=0.1, atol=0.03 * np.abs(slow).max(), err_msg=name)
+
+
+def test_batches_do_not_matter(pair):
+    _, difference = next(differences(pair))
+    one, all_at_once = (shares(pair, DIALOGUES, difference, steps=3, batch_rows=rows) for rows in (1, 3))
+    torch.testing.assert_close(one, all_at_once, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_removal_equals_patching_latent_by_latent(pair, keep_first):
+    dialogue, position = DIALOGUES[1], 9
+    for name, difference in differences(pair):
+        found = removal(pair, dialogue, position, difference, keep_first, batch_rows=3)
+
+        def without(latents, difference=difference):
+            kept = difference.kept(latents)
+            return lambda site: site.chat - site.added(difference, kept, False)
+
+        slow = patch_kl(pair, [dialogue], {f"{j}": without([j]) for j in range(N)}, keep_first)
+        at = slow.kl[slow.positions.position == position].iloc[0]
+        assert list(found) == sorted(found, reverse=True) and len(found) > 2, name
+        for j in range(N):
+            assert found.get(j, 0.0) == pytest.approx(at[f"{j}"], rel=1e-2, abs=1e-4), (name, j)
+
+
+def test_removal_wants_a_position_that_predicts_an_answer(pair):
+    _, difference = next(differences(pair))
+    for position in (7, 11, -1):
+        with pytest.raises(ValueError, match="predicts no answer"):
+            removal(pair, DIALOGUES[1], position, difference)
+
+
+def test_hardest_tokens_by_hand():
+    labels = [np.array([-1, -1, 5, 5, 5, -1]), np.array([-1, 5, 5, -1, 2, 2]), np.array([-1, -1, 5, 5])]
+    dialogues = [Encoded(np.zeros(len(each)), np.zeros(len(each)), each, each) for each in labels]
+    rows = [(0, 1, 1.0), (0, 2, 7.0), (0, 3, 6.0), (0, 4, 99.0), (1, 0, 3.0), (1, 3, 8.0), (1, 4, 9.0), (2, 1, 4.0)]
+    places = pd.DataFrame(rows, columns=["dialogue", "position", "kl"])
+    patched = Patched(places[["dialogue", "position"]], pd.DataFrame({"None": places.kl}))
+    found = hardest(patched, dialogues, [2, 5, 6], n=2)
+    assert found.to_dict("list") == {
+        "dialogue": [1, 0, 2],
+        "position": [4, 2, 1],  # 0, 4 predicts a token of the template
+        "behaviour": [2, 5, 5],
+        "kl": [9.0, 7.0, 4.0],
+    }

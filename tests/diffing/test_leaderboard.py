@@ -1,0 +1,369 @@
+"""Every measure of the leaderboard by hand and against slow twins, every method on tiny models, and what it prints."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_text import A, T, U
+from twins import D_MODEL, N_VOCAB, save_tiny
+
+from helpers.activations.injected import InjectedPair
+from helpers.base.stats import interval
+from helpers.dictionaries import pair_collection
+from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder
+from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
+from helpers.dictionaries.pair_collection import PLANS, PairCollection
+from helpers.dictionaries.sweeps import Cell
+from helpers.diffing import leaderboard
+from helpers.diffing.effects import effects
+from helpers.diffing.leaderboard import (
+    METHODS,
+    Found,
+    Method,
+    mean_difference,
+    of_crosscoder,
+    of_directions,
+    of_sae,
+    ranked,
+    score,
+    summary,
+    table,
+)
+from helpers.diffing.norms import sae_table
+from helpers.diffing.patching import patch_kl, written
+from helpers.notebook.run import Run
+from helpers.subjects.subject import load_subject
+from helpers.text.dialogues import BEHAVIOURS
+from helpers.text.turns import DialogueStream
+
+TINY = dataclasses.replace(PLANS["smoke"], n=32, k=2, tokens=768, text=1024, heldout=512, context=16, batch_size=64)
+MODELS = {"gemma2-base": 0, "gemma2-chat": 1, "docs-gemma2-longer": 2}
+OCCUR = [7 * i % len(BEHAVIOURS) for i in range(13)]  # behaviours of the held-out dialogues
+PLANTED = [0, 1, 3, 5, 6]  # that the chat model learnt; the last does not occur
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A collection of tiny random models: two seeds; dialogues of 20 tokens, each of one behaviour."""
+    folders = {name: save_tiny(tmp_path_factory.mktemp(name), "gemma2", seed) for name, seed in MODELS.items()}
+
+    def ids(n, seed):
+        return torch.randint(0, N_VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).numpy().astype(np.int32)
+
+    def text_for(subject, split, tokenizer, n):
+        return types.SimpleNamespace(tokens=ids(n, len(split)), corpus={})
+
+    def dialogue_text_for(subject, split, tokenizer, n, seed, speaker):
+        order = np.arange(n)
+        roles = np.resize([T, T, U, U, U, T, *[A] * 9, T, U, T, A, T], n).astype(np.int8)
+        behaviours = np.where(roles == A, 7 * (order // 20) % len(BEHAVIOURS), -1).astype(np.int8)
+        starts = np.array([*order[::20], n])
+        return DialogueStream(ids(n, 9 + len(split)), roles, behaviours, np.full_like(roles, -1), starts)
+
+    def load(name, **options):
+        subject = load_subject(folders.get(name, name), **options)
+        subject.tokenizer.chat_template = "{{ bos_token }}"
+        return subject
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(pair_collection, "load_subject", load)
+        patch.setattr(pair_collection, "subject_for", lambda subject, family: folders[family])
+        patch.setattr(pair_collection, "text_for", text_for)
+        patch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
+        patch.setattr(leaderboard, "planted_behaviours", lambda kind: [list(BEHAVIOURS)[i] for i in PLANTED])
+        patch.setitem(PLANS, "smoke", TINY)
+        yield PairCollection(Run("12", scale="smoke", subject="embedded", seed=3), seeds=2)
+
+
+def method(found, name="by hand"):
+    """Finds the same on every pair, or what a function of the pair's name gives."""
+    return Method(name, lambda pairs, pair, seed: found(pair) if callable(found) else found)
+
+
+def one(method, pairs, **options):
+    return score(method, pairs, [3], **options).iloc[0]
+
+
+# ---- ranking
+
+
+X = torch.tensor([[[0.0, 0.0], [2.0, 0.0]], [[1.0, 1.0], [0.0, 2.0]]])  # differences (2, 0) and (-1, 1)
+
+
+def test_candidates_are_ranked_by_their_scores_and_those_that_never_fire_drop_out():
+    rows = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [-1.0, 0.0]])  # sizes 4, never, 1, 1
+    live, order = ranked(of_directions(rows), X)
+    assert live.tolist() == [True, False, True, True] and order.tolist() == [0, 2, 3]
+    live, order = ranked(of_directions(rows, scores=np.array([1.0, 9.0, np.nan, 2.0])), X, batch=1)
+    assert live.tolist() == [True, False, True, True] and order.tolist() == [3, 0]
+
+
+def test_the_size_of_a_candidate_counts_its_row():
+    found = Found(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), lambda x: torch.tensor([[1.0, 2.0]]).expand(len(x), 2), None)
+    assert ranked(found, X)[1].tolist() == [0, 1]  # 9 against 4
+    assert ranked(found._replace(rows=found.rows[[1, 1]]), X)[1].tolist() == [1, 0]
+
+
+# ---- recall of planted directions
+
+
+def test_recall_of_planted_directions_by_hand(pairs):
+    truth = pairs.stream("injected")
+    of = {kind: [i for i, label in enumerate(truth.labels) if label == kind] for kind in truth.labels}
+    mine, weak = of["chat-only"], of["weak"]
+    order = [weak[0], mine[0], mine[0], mine[1], weak[1], mine[2]]  # a direction found twice is one direction
+    off = F.normalize(
+        truth.directions[mine[3]] + 2 * torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0)), dim=0
+    )
+    assert (off @ truth.directions[mine[3]]) < 0.7
+    rows = torch.cat([truth.directions[order], off[None]])
+    found = of_directions(rows, scores=-np.arange(7.0))
+    row = one(method(found), pairs, tops=(1, 3, 4, 200))
+    assert [row[f"planted_{m}"] * len(mine) for m in (1, 3, 4, 200)] == [0, 1, 2, 3]
+    back = one(method(found._replace(scores=np.arange(7.0))), pairs, tops=(2, 4))
+    assert [back[f"planted_{m}"] * len(mine) for m in (2, 4)] == [1, 2]
+    assert one(method(found), pairs, tops=(4,), cosine=1.1).planted_4 == 0
+
+
+# ---- recall of behaviours
+
+
+def test_recall_of_behaviours_against_counting(pairs):
+    held = pairs.heldout("chat")
+    assert set(held.behaviours) == {-1, *OCCUR}
+    wrong = PLANTED[2]
+    targets = [OCCUR[1], PLANTED[0], PLANTED[0], PLANTED[1], wrong]  # the first is not wanted
+
+    def encode(x):
+        """Each candidate knows the labels of its behaviour; the last is on everywhere as well."""
+        place = {row.tobytes(): i for i, row in enumerate(held.x.numpy())}
+        labels = held.behaviours[[place[row.tobytes()] for row in x.numpy()]]
+        on = torch.from_numpy(np.stack([labels == target for target in targets], 1)).float()
+        on[:, -1] = 1.0
+        return on
+
+    found = Found(torch.randn(5, D_MODEL), encode, of_directions(torch.randn(5, D_MODEL)).difference, -np.arange(5.0))
+    row = one(
+        method(lambda pair: found if pair == "chat" else of_directions(torch.eye(D_MODEL))), pairs, tops=(1, 3, 9)
+    )
+    assert [round(row[f"behaviours_{m}"] * len(PLANTED)) for m in (1, 3, 9)] == [0, 1, 2]
+    n, on = len(held.behaviours), (held.behaviours == wrong).sum()
+    f1 = 2 * on / (n + on)  # of the one that is always on
+    generous = one(
+        method(lambda pair: found if pair == "chat" else of_directions(torch.eye(D_MODEL))),
+        pairs,
+        tops=(9,),
+        f1=f1 - 0.01,
+    )
+    assert round(generous.behaviours_9 * len(PLANTED)) >= 3
+
+
+def test_without_labels_there_is_no_recall(pairs, monkeypatch):
+    held = pairs.heldout("chat")
+    monkeypatch.setattr(pairs, "heldout", lambda name: held._replace(behaviours=np.full(len(held.x), -1)))
+    assert np.isnan(one(method(of_directions(torch.eye(D_MODEL))), pairs, nulls=()).behaviours_10)
+
+
+# ---- called wrongly
+
+
+def test_what_is_called_on_null_pairs_by_hand(pairs):
+    rows = torch.cat([torch.eye(D_MODEL)[:3], torch.zeros(1, D_MODEL)])  # the last is never on
+    called = np.array([True, False, False, True])
+    row = one(method(of_directions(rows, called=called)), pairs)
+    assert row.false_longer == pytest.approx(1 / 3)
+    assert row.false_self == 0.0  # base against itself: nothing is on, so nothing is called
+    assert one(method(of_directions(rows)), pairs).false_longer == 1.0  # no cut: all it has
+    assert list(one(method(of_directions(rows)), pairs, nulls=["longer"]).filter(like="false").index) == [
+        "false_longer"
+    ]
+
+
+def test_pairs_that_the_subject_lacks_are_left_out(pairs, monkeypatch):
+    monkeypatch.setitem(vars(pairs), "pairs", ["chat", "self", "injected"])
+    row = one(method(of_directions(torch.eye(D_MODEL))), pairs)
+    assert [name for name in row.index if name.startswith("false")] == ["false_self"]
+
+
+# ---- the gap that is closed
+
+
+def both_ways():
+    return torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
+
+
+def test_all_directions_both_ways_are_chat_itself(pairs):
+    row = one(method(of_directions(both_ways())), pairs, tops=(1, 2 * D_MODEL))
+    chat = effects(patch_kl(pairs.pair("chat"), pairs.dialogues(), {"chat": lambda site: site.chat_at(site.inside)}))
+    whole = chat[(chat.condition == "chat") & (chat.positions == "full")].recovered.item()
+    assert row[f"kl_{2 * D_MODEL}"] == pytest.approx(whole, abs=1e-3) and whole > 0.2
+    assert row.kl_1 != pytest.approx(whole, abs=0.05)
+
+
+def test_the_first_by_score_are_written_without_a_bias(pairs):
+    scores = np.random.default_rng(0).permutation(2 * D_MODEL).astype(float)
+    found = of_directions(both_ways(), scores=scores)
+    pair, live = pairs.pair("chat"), ranked(found, pairs.heldout("chat").x)[0]
+    first = sorted(np.flatnonzero(live), key=lambda j: -scores[j])[:5]
+    patched = patch_kl(pair, pairs.dialogues()[:3], {"first": written(found.difference(pair), first)})
+    expected = 1 - patched.kl["first"].mean() / patched.kl["None"].mean()  # all positions that predict an answer
+    assert one(method(found), pairs, tops=(5,), n_dialogues=3).kl_5 == pytest.approx(expected, rel=1e-4)
+
+
+def test_dialogues_are_cut_to_the_context_of_dictionaries(pairs):
+    found = pairs.dialogues()[:3]
+    spoken = pairs._dialogue("heldout", "chat").tokens
+    assert [each.tokens.tolist() for each in found] == [spoken[i : i + 16].tolist() for i in (0, 20, 40)]
+
+
+# ---- what dictionaries find
+
+
+def randomised(dictionary):
+    random = torch.Generator().manual_seed(7)
+    for parameter in dictionary.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=random)
+    for activation in (dictionary.activation, getattr(dictionary, "activation_chat", None)):
+        if isinstance(activation, BatchTopK):
+            activation.threshold.fill_(60.0)
+    return dictionary.eval()
+
+
+def test_a_crosscoder_by_hand():
+    crosscoder = Crosscoder(2, 3, ReLU())
+    crosscoder.decoders[0].data.copy_(torch.tensor([[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]]))
+    crosscoder.decoders[1].data.copy_(torch.tensor([[0.0, 2.0], [0.0, 0.3], [0.0, 1.0]]))
+    found = of_crosscoder(crosscoder)
+    assert found.rows.tolist() == [[0.0, 2.0], [3.0, 0.0], [0.0, 1.0]]
+    np.testing.assert_allclose(found.scores, [1.0, 0.05, 0.5], rtol=1e-5)
+    assert found.called.tolist() == [True, False, False]
+    assert torch.equal(found.encode(X), crosscoder.encode(X))
+
+
+def test_a_decoupled_latent_is_on_where_it_is_in_either_model(pairs):
+    crosscoder = randomised(DecoupledCrosscoder(D_MODEL, 5, BatchTopK(2)))
+    x, found = pairs.heldout("chat").x[:20], of_crosscoder(crosscoder)
+    base, chat = crosscoder.encode(x).unbind(1)
+    assert ((base > 0) != (chat > 0)).any() and torch.equal(found.encode(x) > 0, (base > 0) | (chat > 0))
+    assert found.difference(pairs.pair("chat")).rows.shape == (10, D_MODEL)  # a row in each model
+    one(method(found), pairs, tops=(2,), nulls=())
+
+
+@pytest.mark.parametrize("view", ["difference", "chat"])
+def test_an_autoencoder_is_ranked_by_size_or_by_its_ratio(pairs, view):
+    sae, x = randomised(SparseAutoencoder(D_MODEL, 6, ReLU())), pairs.heldout("chat").x
+    plain = of_sae(sae, view)
+    assert plain.scores is None and plain.called is None
+    ratio = sae_table(sae, view, x).nu_activation
+    usable = (ratio >= -0.1) & (ratio <= 2)
+    assert 0 < usable.sum() < 6 or view == "chat"
+    scaled = of_sae(sae, view, x)
+    assert scaled.called.tolist() == (usable & (ratio.abs() < 0.3)).tolist()
+    order = ranked(scaled, x)[1]
+    assert order.tolist() == sorted(np.flatnonzero(usable), key=lambda j: abs(ratio[j]))
+    torch.testing.assert_close(scaled.encode(x), sae.encode(x[:, 1] - x[:, 0] if view == "difference" else x[:, 1]))
+
+
+# ---- the methods
+
+
+def test_the_mean_difference_comes_first_and_then_its_principal_components():
+    random = torch.Generator().manual_seed(0)
+    free = torch.randn(4000, 2, generator=random) * torch.tensor([2.0, 0.5])
+    difference = 3 * torch.eye(4)[0] + free[:, :1] * torch.eye(4)[1] + free[:, 1:] * torch.eye(4)[2]
+    x = torch.stack([torch.randn(4000, 4, generator=random)] * 2, 1)
+    x[:, 1] += difference
+    asked = []
+    stream = types.SimpleNamespace(batch_size=500, fingerprint="x")
+    stream.batches = lambda n, size=None: asked.append(n) or x[:n].split(500)
+    pairs = types.SimpleNamespace(stream=lambda name: stream, plan=types.SimpleNamespace(tokens=4000))
+    found = mean_difference(pairs, "chat", seed=0)
+    assert asked == [4000]
+    torch.testing.assert_close(found.rows[0], torch.eye(4)[0], atol=0.05, rtol=0)
+    for place, axis in ((1, 1), (3, 2)):
+        assert abs(found.rows[place, axis]) > 0.99
+        assert torch.equal(found.rows[place], -found.rows[place + 1])
+    assert ranked(found, x)[1].tolist()[:5] == [0, 1, 2, 3, 4]
+    assert abs(found.rows[0] @ found.rows[1]) < 1e-5
+
+
+def test_every_method_gives_a_row_for_each_seed(pairs, monkeypatch):
+    board = pd.concat([score(each, pairs, tops=(2, 8)) for each in METHODS])
+    assert board.method.unique().tolist() == [each.name for each in METHODS] and len(board) == 2 * len(METHODS)
+    measures = [f"{what}_{m}" for what in ("planted", "behaviours", "kl") for m in (2, 8)]
+    assert list(board) == ["method", "seed", *measures, "false_self", "false_longer"]
+    assert np.isfinite(board.drop(columns="method")).all(axis=None) and (board[measures] <= 1).all(axis=None)
+    assert (board.planted_2 <= board.planted_8).all() and (board.behaviours_2 <= board.behaviours_8).all()
+    assert (board.false_self == 0).all()  # rows that start equal stay equal, ratios are 1, differences 0
+    byname = board.groupby("method").false_longer.min()
+    assert byname["diff-SAE"] == byname["mean difference"] == 1
+    with monkeypatch.context() as patch:  # what was trained once is loaded
+        patch.setattr("helpers.dictionaries.sweeps.train", lambda *_, **__: pytest.fail("it was trained again"))
+        again = score(METHODS[2], pairs, [4], tops=(2, 8))
+    pd.testing.assert_frame_equal(
+        again, board[(board.method == "decoupled") & (board.seed == 4)].reset_index(drop=True)
+    )
+
+
+def test_dictionaries_are_those_that_a_notebook_trains(pairs):
+    train, asked = pairs.train, []
+    spy = types.SimpleNamespace(**{name: getattr(pairs, name) for name in ("cells", "matched_k", "heldout", "plan")})
+    spy.train = lambda pair, cells, view=None: asked.append((pair, cells, view)) or train(pair, cells, view)
+    k = pairs.matched_k(train("chat", pairs.cells("ReLU")).frame.l0.mean())
+    decoupled = pairs.cells("BatchTopK", k, decoupled=True)
+    for each, expected in ((0, pairs.cells("ReLU")), (1, pairs.cells("BatchTopK", k)), (2, decoupled)):
+        METHODS[each].fit(spy, "chat", 4)
+        assert asked[-1] == ("chat", [expected[1]], None)
+    for each, view in ((3, "difference"), (5, "chat")):
+        METHODS[each].fit(spy, "chat", 3)
+        assert asked[-1] == ("chat", [pairs.cells("BatchTopK", k, kind=Cell)[0]], view)
+    METHODS[1].fit(spy, "self", 3)
+    assert asked[-1] == ("self", [pairs.cells("BatchTopK", k, tokens=768 // 6)[0]], None)
+    larger = {"sparsity": 3, "n_latents": 48}
+    leaderboard.crosscoders("larger", "BatchTopK", **larger).fit(spy, "chat", 3)
+    assert asked[-1] == ("chat", [pairs.cells("BatchTopK", **larger)[0]], None)
+    leaderboard.autoencoders("larger", "chat", False, **larger).fit(spy, "chat", 3)
+    assert asked[-1] == ("chat", [pairs.cells("BatchTopK", kind=Cell, **larger)[0]], "chat")
+
+
+# ---- what is shown
+
+
+ROWS = pd.DataFrame(
+    {
+        "method": ["b", "b", "a", "a"],
+        "seed": [0, 1, 0, 1],
+        "planted_10": [0.25, 0.5, 1, 1],
+        "false_self": [0, np.nan, np.nan, np.nan],
+    }
+)
+
+
+def test_summary_and_table_by_hand():
+    found = summary(ROWS)
+    assert found.method.tolist() == ["b", "b", "a", "a"] and found.measure.tolist() == ["planted_10", "false_self"] * 2
+    np.testing.assert_allclose(found.iloc[0][["mean", "low", "high"]].astype(float), interval([0.25, 0.5]))
+    assert found.seeds.tolist() == [2, 1, 2, 0] and np.isnan(found["mean"].iloc[3])
+    shown = table(ROWS)
+    half = 100 * (interval([0.25, 0.5])[2] - 0.375)
+    assert shown.loc["b"].tolist() == [f"37.5 ± {half:.1f}", "0.0"] and shown.loc["a"].tolist() == [
+        "100.0 ± 0.0",
+        "n/a",
+    ]
+    assert list(shown) == ["planted_10", "false_self"] and list(shown.index) == ["b", "a"]
+
+
+def test_bad_input(pairs):
+    with pytest.raises(ValueError, match="seed 9 is none of the collection's: choose of 3, 4"):
+        score(METHODS[0], pairs, [9])
+    wrong = Found(torch.eye(3, D_MODEL), lambda x: torch.ones(len(x), 2), None)
+    with pytest.raises(
+        ValueError, match=r"3 candidates, but a code of \(512, 2\) for 512 tokens|3 candidates, but a code"
+    ):
+        score(method(wrong), pairs)
+    assert isinstance(pairs.stream("injected"), InjectedPair)

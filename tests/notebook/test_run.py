@@ -1,0 +1,204 @@
+"""The run of a notebook: what it refuses, what it judges, and the file it leaves."""
+
+import json
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.base.stats import interval, ratio_interval
+from helpers.notebook import run as runs
+from helpers.notebook.run import Run, plain
+
+
+def new_run(notebook="02"):
+    return Run(notebook, scale="smoke", subject="embedded", seed=7)
+
+
+def stored(run):
+    return json.loads(run.path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "changed, names",
+    [
+        ({"scale": "tiny"}, "smoke or laptop or paper"),
+        ({"subject": "gpt2"}, "embedded or hub"),
+        ({"notebook": "2"}, "two digits"),
+    ],
+)
+def test_an_unknown_dial_is_refused_by_name(changed, names):
+    dials = {"notebook": "02", "scale": "smoke", "subject": "embedded"} | changed
+    with pytest.raises(ValueError, match=names):
+        Run(dials.pop("notebook"), **dials)
+
+
+@pytest.mark.parametrize("scale, tokens", [("smoke", 1), ("laptop", 2), ("paper", 3)])
+def test_pick_gives_the_value_of_the_scale_and_files_named_ones(scale, tokens):
+    run = Run("02", scale=scale, subject="hub")
+    assert run.pick("tokens", smoke=1, laptop=2, paper=3) == tokens
+    run.pick(smoke=4, laptop=5, paper=6)
+    run.save()
+    assert stored(run)["settings"] == {"tokens": tokens}
+
+
+def test_budget_marks_this_scale(capsys):
+    new_run().budget(smoke="20 s", laptop="5 minutes", paper="3 hours")
+    marked = [line for line in capsys.readouterr().out.splitlines() if "▶" in line]
+    assert len(marked) == 1 and "20 s" in marked[0]
+
+
+def test_a_check_is_judged_printed_and_saved_at_once(results_folder, capsys):
+    verdict = new_run().check("G2", slope=(0.3, torch.tensor(0.1), np.float32(0.5)), seeds=3, n=12, why="no gap")
+    row = json.loads((results_folder / "embedded-smoke" / "02.json").read_text())["claims"]["G2"]
+    assert verdict == row["verdict"] == "reproduced"
+    assert row["measured"] == {"slope": 0.3} and row["interval"]["slope"] == pytest.approx([0.1, 0.5])
+    assert (row["seeds"], row["n"], row["scale"], row["subject"]) == (3, 12, "smoke", "embedded")
+    assert row["why"] == ""
+    assert "✔ G2 reproduced" in (printed := capsys.readouterr().out) and "slope 0.3 [0.1, 0.5]" in printed
+
+
+def test_a_miss_keeps_its_reason_and_says_when_there_is_none():
+    run = new_run()
+    assert run.check("G2", slope=(0.3, -0.1, 0.5), seeds=3, why="Three sizes are few.") == "partly"
+    assert run.claims["G2"]["why"] == "Three sizes are few."
+    assert run.check("G2", slope=(-0.3, -0.4, -0.2), seeds=3) == "not reproduced"
+    assert run.claims["G2"]["why"] == "no explanation was given"
+
+
+@pytest.mark.parametrize("slope", [interval([0.3]), (math.inf, 1, math.inf), (torch.tensor(math.nan), 0, 1)])
+def test_a_number_that_is_none_leaves_the_claim_not_run(slope):
+    run = new_run()
+    assert run.check("G2", slope=slope, seeds=1, why="not this") == "not run"
+    assert stored(run)["claims"]["G2"]["why"].endswith("is not a finite number")
+
+
+@pytest.mark.parametrize(
+    "claim, measured, sentence",
+    [
+        ("G99", {"slope": 1}, "no claim 'G99'"),
+        ("G4", {"dead": 0}, "G4 belongs to notebook 03, not 02"),
+        ("C37", {"purity": 1}, "C37 belongs to notebook none yet"),
+        ("G2", {"slope": 0.3}, "G2 needs slope_low"),
+        ("G2", {"slope": (0.3, 0.1)}, "slope must be a number or"),
+        ("G2", {"slope": "steep"}, "slope must be a number or"),
+        ("G2", {"slope": torch.zeros(3)}, "slope must be a number or"),
+    ],
+)
+def test_a_wrong_check_is_refused_in_one_sentence(claim, measured, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        new_run().check(claim, seeds=3, **measured)
+
+
+def test_a_claim_nobody_judges_yet_cannot_be_checked():
+    with pytest.raises(ValueError, match="G40 has no expectation"):
+        new_run("07").check("G40", rating=1, seeds=1)
+
+
+def test_the_file_says_where_the_numbers_come_from():
+    run = new_run()
+    run.record(nmse=torch.tensor([0.5, math.nan]), shape=(np.int64(2), 3))
+    content = json.loads(run.save().read_text())
+    assert content["recorded"] == {"nmse": [0.5, None], "shape": [2, 3]}
+    assert (content["notebook"], content["scale"], content["subject"], content["seed"]) == (
+        "02",
+        "smoke",
+        "embedded",
+        7,
+    )
+    assert content["torch"] == torch.__version__ and "cores" in content["hardware"]
+    assert content["minutes"] >= 0 and content["started"][:2] == "20"
+    assert all(content[key] for key in ("commit", "python"))
+
+
+def test_peak_memory_is_in_gigabytes():
+    assert 0.05 < runs.peak_memory_gb() < 50  # torch alone takes more, the tests less
+
+
+def test_the_commit_is_marked_when_the_code_differs_from_it(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    assert runs.commit(tmp_path) == "unknown"
+    git("init", "-q")
+    assert runs.commit(tmp_path) == "unknown"
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = runs.commit(tmp_path)
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "data" / "results" / "02.json").write_text("{}")
+    assert len(clean) >= 7 and runs.commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2")
+    assert runs.commit(tmp_path) == f"{clean}+changes"
+
+
+def test_the_commit_is_unknown_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert runs.commit() == "unknown"
+
+
+def test_interval_by_hand():
+    assert interval([1, 2, 3]) == pytest.approx((2, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-5)
+    assert interval([5, 5]) == (5, 5, 5)
+    assert interval([4])[0] == 4 and all(map(math.isnan, interval([4])[1:]))
+    with pytest.raises(ValueError, match="at least one value"):
+        interval([])
+
+
+def test_interval_of_three_seeds_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(1.0, 2.0, size=(1000, 3))
+    covered = [low <= 1.0 <= high for _, low, high in map(interval, draws)]
+    assert 0.93 < np.mean(covered) < 0.97
+    covered = [low <= 1.0 <= high for _, low, high in (interval(row, confidence=0.5) for row in draws[:400])]
+    assert 0.44 < np.mean(covered) < 0.56
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6))
+def test_ratio_interval_turned_over_is_that_of_the_inverse(ratios):
+    mean, low, high = ratio_interval(ratios)
+    assert mean == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
+    assert ratio_interval(1 / ratio for ratio in ratios) == pytest.approx((1 / mean, 1 / high, 1 / low))
+
+
+def test_ratio_interval_needs_positive_ratios():
+    with pytest.raises(ValueError, match="positive ratios"):
+        ratio_interval([1.0, 0.0])
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers(), st.lists, max_leaves=8)
+
+
+@given(json_values)
+def test_plain_leaves_plain_values_alone(value):
+    assert plain(value) == value
+
+
+def test_plain_turns_arrays_into_json():
+    nest = {1: torch.ones(2, dtype=torch.bfloat16), "x": [np.float64("inf"), np.arange(2)], "b": np.bool_(True)}
+    assert json.loads(json.dumps(plain(nest))) == {"1": [1.0, 1.0], "x": [None, [0, 1]], "b": True}
+
+
+def test_what_a_long_run_keeps_is_read_by_later_runs(tmp_path, monkeypatch):
+    run = Run("04", scale="laptop", subject="embedded", seed=3)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "stored")
+    assert run.kept() is None
+    path = run.keep(sweep={"nmse": [0.5, math.nan]})
+    assert path.parent.name == "embedded-reference" and run.kept() is None  # until somebody stores it
+    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
+    kept = Run("04", scale="smoke", subject="embedded").kept()
+    assert kept["values"] == {"sweep": {"nmse": [0.5, None]}}
+    assert kept["seed"] == 3 and kept["commit"] and kept["hardware"] and kept["minutes"] >= 0
+    assert Run("05", scale="smoke", subject="embedded").kept() is None
+
+
+def test_what_is_kept_later_stands_beside_what_was_kept_before(tmp_path, monkeypatch):
+    run = Run("04", scale="laptop", subject="embedded")
+    run.keep(sweep=[1], board=[2])
+    path = run.keep(board=[3])
+    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
+    assert run.kept()["values"] == {"sweep": [1], "board": [3]}

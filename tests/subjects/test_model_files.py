@@ -1,0 +1,190 @@
+"""The three roads to a model directory are one, and what is missing or wrong in it is said in one sentence."""
+
+import json
+import shutil
+import time
+from unittest import mock
+
+import httpx2
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from twins import save_tiny, tiny_tokenizer
+
+from helpers.subjects import model_files
+from helpers.subjects.subject import load_subject
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKENS = torch.arange(12).view(2, 6)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("original"), "gpt2")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty hub cache, offline."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put_into_cache(hub_cache, repo, folder):
+    """As huggingface_hub lays its cache out."""
+    entry = hub_cache / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(folder, entry / "snapshots" / COMMIT)
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text(COMMIT)
+
+
+def answer(monkeypatch, error):
+    """Let the hub be there and answer every question with `error`."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", mock.Mock(side_effect=error))
+
+
+def test_embedded_name_path_and_hub_id_load_the_same_model(original, tmp_path, hub_cache, monkeypatch):
+    monkeypatch.setattr(model_files, "MODELS", tmp_path / "models")
+    shutil.copytree(original, tmp_path / "models" / "docs-gpt2")
+    put_into_cache(hub_cache, "openai-community/gpt2", original)
+    expected = load_subject(original).logits(TOKENS)
+    for name in ("docs-gpt2", str(original), original, "openai-community/gpt2"):
+        subject = load_subject(name)
+        assert subject.name == str(name)
+        assert torch.equal(subject.logits(TOKENS), expected)
+
+
+def test_weights_named_as_in_the_hubs_gpt2_load(original, folder):
+    weights = {name.removeprefix("transformer."): w for name, w in load_file(folder / "model.safetensors").items()}
+    masks = {f"h.{i}.attn.bias": torch.ones(16, 16).tril().view(1, 1, 16, 16) for i in range(3)}
+    save_file(weights | masks, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_subject(folder).logits(TOKENS), load_subject(original).logits(TOKENS))
+
+
+def test_sharded_weights_load(original, tmp_path):
+    AutoModelForCausalLM.from_pretrained(original).save_pretrained(tmp_path, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(load_subject(tmp_path).logits(TOKENS), load_subject(original).logits(TOKENS))
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(FileNotFoundError, match="lacks model-00002-of-.*safetensors of its weights"):
+        load_subject(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("config.json", r"no configuration \(config.json\)"),
+        ("model.safetensors", r"no weights \(model.safetensors or"),
+        ("tokenizer.json", r"no tokenizer \(tokenizer.json or"),
+    ],
+)
+def test_a_missing_part_is_named(folder, lost, message):
+    (folder / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=message + ".*: save model and tokenizer"):
+        load_subject(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load_subject(folder)
+
+
+def test_code_in_the_directory_is_not_run(folder):
+    marker = folder / "ran"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nfrom transformers import GPT2Config as Evil\n")
+    config = json.loads((folder / "config.json").read_text())
+    automatic = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": automatic}))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_subject(folder)
+    assert not marker.exists()
+
+
+def test_weights_cut_short_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read .*: fetch or save the model again"):
+        load_subject(folder)
+
+
+def test_weights_of_fewer_layers_than_the_configuration_says_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 4}))
+    with pytest.raises(ValueError, match=r"do not fit config.json, 12 are missing, first transformer.h.3"):
+        load_subject(folder)
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_another_models_tokenizer_is_refused(folder, size):
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["model"]["vocab"] = {str(i): i for i in range(size)}
+    stored["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"tokenizer in .* has \d+ entries where the model has 258"):
+        load_subject(folder)
+
+
+@pytest.mark.parametrize("name", ["docs-gpt3", "./nowhere", "/nowhere/at/all", "a/b/c", "~/model"])
+def test_an_unknown_name_lists_the_embedded_ones(name, tmp_path, monkeypatch):
+    for present in ("docs-gpt2", "docs-gemma2-base"):
+        (tmp_path / present).mkdir()
+    monkeypatch.setattr(model_files, "MODELS", tmp_path)
+    with pytest.raises(ValueError, match=rf'no subject "{name}".*\(docs-gemma2-base, docs-gpt2\)'):
+        load_subject(name)
+
+
+def test_a_hub_model_that_is_not_cached_fails_at_once_offline(hub_cache):
+    began = time.perf_counter()
+    with pytest.raises(ConnectionError, match=r"gpt2 is not complete.*\(HF_HUB_OFFLINE is set\).*embedded") as caught:
+        load_subject("openai-community/gpt2")
+    assert time.perf_counter() - began < 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_model_cached_in_part_is_not_used(hub_cache, folder):
+    (folder / "tokenizer.json").unlink()
+    put_into_cache(hub_cache, "openai-community/gpt2", folder)
+    with pytest.raises(ConnectionError, match="not complete in the local cache"):
+        load_subject("openai-community/gpt2")
+
+
+def test_a_dead_network_is_one_sentence(hub_cache, monkeypatch):
+    answer(monkeypatch, httpx2.ConnectError("Name or service\nnot known"))
+    with pytest.raises(ConnectionError, match=r"\(ConnectError: Name or service not known\): run once with a network"):
+        load_subject("openai-community/gpt2")
+
+
+def test_the_network_is_not_asked_for_a_cached_model(hub_cache, original, monkeypatch):
+    put_into_cache(hub_cache, "openai-community/gpt2", original)
+    answer(monkeypatch, AssertionError("asked"))
+    assert load_subject("openai-community/gpt2").n_layers == 3
+
+
+def test_a_gated_model_says_what_to_do(hub_cache, monkeypatch):
+    answer(monkeypatch, GatedRepoError("gated", response=mock.Mock()))
+    with pytest.raises(PermissionError, match="google/gemma-2-2b is gated: accept its licence"):
+        load_subject("google/gemma-2-2b")
+
+
+def test_a_model_that_is_not_on_the_hub_is_a_wrong_name(hub_cache, monkeypatch):
+    answer(monkeypatch, RepositoryNotFoundError("none", response=mock.Mock()))
+    with pytest.raises(ValueError, match="neither a directory here nor a model on the hub"):
+        load_subject("openai-community/gpt3")
+
+
+def test_loading_prints_nothing(original, capfd):
+    load_subject(original)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_output
+
+from helpers.suite import lint as notebook_lint
+from helpers.suite.lint import SIZE_LIMIT, lint
+from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW
+
+
+@pytest.fixture
+def notebook(write_notebook):
+    """A notebook that keeps the contract: its path."""
+    path = write_notebook("01_tiny", "print(1)")
+    change(path, outputs=[new_output("display_data", {"image/png": "iVBOR"})])
+    return path
+
+
+def change(path, cell: int = 2, **values) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[cell].update(values)
+    nbformat.write(notebook, path)
+
+
+def test_a_notebook_that_keeps_the_contract_has_no_problems(notebook):
+    assert lint(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("!ls", "cell 3 is not plain Python"),
+        ("%matplotlib inline", "cell 3 is not plain Python"),
+        ("import pip", "cell 3 installs something"),
+        ("get_ipython().system('x')", "cell 3 installs something"),
+        ("open('/home/ada/x')", "cell 3 names an absolute path"),
+        ("open('/tmp/x')", "cell 3 names an absolute path"),
+        ("open(r'C:\\Users\\ada')", "cell 3 names an absolute path"),
+    ],
+)
+def test_code_tied_to_one_machine(notebook, source, problem):
+    change(notebook, source=source)
+    assert [problem in sentence for sentence in lint(notebook)] == [True]
+
+
+def test_the_folder_of_the_repository_is_found_wherever_it_lies(notebook, monkeypatch):
+    monkeypatch.setattr(notebook_lint, "ROOT", Path("/projects/suite"))
+    png = new_output("display_data", {"image/png": "iVBOR"})
+    change(notebook, source="open('/projects/suite/x')")
+    assert "cell 3 names an absolute path" in lint(notebook)[0]
+    change(notebook, source="1", outputs=[png, new_output("stream", name="stdout", text="/projects/suite/x")])
+    assert "the output of cell 3 names a folder of one machine" in lint(notebook)[0]
+
+
+@pytest.mark.parametrize("source", ["a / home / b", "'see example.org/home/x'", "x = 'pipeline'", "r'E:\\mathbb{R}'"])
+def test_code_that_only_looks_like_it(notebook, source):
+    change(notebook, source=source)
+    assert lint(notebook) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ('scale = "laptop"\nsubject = "embedded"', "should say seed = 0"),
+        ('scale = "smoke"\nsubject = "embedded"\nseed = 0', "should say scale = 'laptop'"),
+        ('scale = "laptop"\nsubject = "embedded"\nseed = 0\nsteps = 3', "parameter steps is not one of"),
+        ('scale = "laptop"\nsubject = "embedded"\nseed = 0\nimport os', "only `name = literal`, not `import os`"),
+        ('scale = "laptop"\nsubject = "embedded"\nseed = 0\nx = f()  # why', "only `name = literal`, not `x = f()`"),
+    ],
+)
+def test_the_parameters_cell(notebook, parameters, problem):
+    change(notebook, cell=1, source=parameters)
+    assert [problem in sentence for sentence in lint(notebook)] == [True]
+
+
+def test_a_further_parameter_is_fine_with_a_comment(notebook):
+    change(notebook, cell=1, source='scale = "laptop"\nsubject = "embedded"\nseed = 0\ntrain = False  # takes hours')
+    assert lint(notebook) == []
+
+
+def test_one_first_parameters_cell(write_notebook, notebook):
+    change(notebook, metadata={"tags": ["parameters"]})
+    assert "exactly one cell, the first code cell, should be tagged `parameters`; 2 are" in lint(notebook)[0]
+    change(notebook, cell=1, metadata={})
+    assert "1 are tagged" in lint(notebook)[0]
+
+
+def test_outputs(notebook):
+    change(notebook, outputs=[])
+    assert lint(notebook) == ["notebooks/01_tiny.ipynb: it holds no outputs; run `make reference`."]
+    change(notebook, outputs=[new_output("stream", name="stdout", text="1")])
+    assert "no output is a PNG" in lint(notebook)[0]
+    png = new_output("display_data", {"image/png": "iVBOR"})
+    change(notebook, outputs=[png, new_output("error", ename="E", evalue="", traceback=[])])
+    assert "cell 3 holds a stored error" in lint(notebook)[0]
+    change(notebook, outputs=[png, new_output("stream", name="stdout", text="x\nNotImplementedError: y")])
+    assert "cell 3 holds a stored error" in lint(notebook)[0]
+    change(notebook, outputs=[png, new_output("stream", name="stderr", text="/a/lib/site-packages/x.py: hm")])
+    assert "the output of cell 3 names a folder of one machine" in lint(notebook)[0]
+
+
+def test_a_solution_needs_outputs_but_no_figure(notebook):
+    change(notebook, outputs=[new_output("stream", name="stdout", text="✔")])
+    (notebook.parent / "solutions").mkdir()
+    assert "no output is a PNG" in lint(notebook)[0]
+    assert lint(notebook.rename(notebook.parent / "solutions" / notebook.name)) == []
+
+
+def test_widgets_need_their_state(notebook):
+    views = [new_output("display_data", {WIDGET_VIEW: {"model_id": "a"}, "image/png": "iVBOR"})]
+    change(notebook, outputs=views)
+    assert "shows a widget whose state is not stored" in lint(notebook)[0]
+    node = nbformat.read(notebook, as_version=4)
+    node.metadata.widgets = {WIDGET_STATE: {}}
+    nbformat.write(node, notebook)
+    assert "widget metadata has no `state`" in lint(notebook)[0]
+    node.metadata.widgets = {WIDGET_STATE: {"state": {"a": {}}}}
+    nbformat.write(node, notebook)
+    assert lint(notebook) == []
+
+
+def test_name_size_and_kernel(notebook):
+    assert "two digits, an underscore" in lint(notebook.rename(notebook.with_name("01_tiny-Copy1.ipynb")))[0]
+    notebook = notebook.with_name("01_tiny-Copy1.ipynb").rename(notebook)
+    node = nbformat.read(notebook, as_version=4)
+    node.metadata.kernelspec.name = "my-env"
+    nbformat.write(node, notebook)
+    assert "kernelspec should be python3" in lint(notebook)[0]
+    change(notebook, cell=0, source="x" * SIZE_LIMIT)
+    assert "it has 4.0 MB, more than 4 MB" in lint(notebook)[0]
+
+
+@pytest.mark.parametrize("ids", ['"id": "cell-2"', '"name": "none"'])
+def test_every_cell_needs_an_id_of_its_own(notebook, ids):
+    notebook.write_text(notebook.read_text().replace('"id": "cell-1"', ids))
+    assert "every cell needs an id of its own" in lint(notebook)[0]
