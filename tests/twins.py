@@ -17,8 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from helpers.text.answer_positions import FIRST
-from helpers.text.turns import Encoded
+from helpers.text.turns import FIRST, Encoded
 
 N_VOCAB = 258  # 256 bytes and two special tokens
 CONTEXT = 16

@@ -34,9 +34,8 @@ from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
 from helpers.notebook.run import Run
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
-from helpers.text.answer_positions import dialogues_of
 from helpers.text.documents import TokenStream, text_for
-from helpers.text.turns import DialogueStream, Encoded, dialogue_text_for
+from helpers.text.turns import DialogueStream, Encoded, dialogue_text_for, dialogues_of
 
 PAIRS = ("chat", "scaled", "longer", "self", "quirk", "injected", "injected-gpt2")
 TRAINED_ON = {"longer": "docs-gemma2-longer", "quirk": "docs-gemma2-quirk"}  # which no hub has

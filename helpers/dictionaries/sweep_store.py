@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from helpers.base.checkpoints import load_state, save_state
+from helpers.base.storage import load_state, save_state
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.quality import evaluate
 

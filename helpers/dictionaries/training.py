@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.base import products
-from helpers.base.checkpoints import load_state, save_state
+from helpers.base.storage import load_state, save_state
 from helpers.dictionaries import kernels
 from helpers.dictionaries.adam import Adam
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK

@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.diffing.patching import NONE, Difference, Patched, Site
 from helpers.subjects.pair import SubjectPair
-from helpers.text.answer_positions import Rows, answer_order, rows_of
-from helpers.text.turns import Encoded
+from helpers.text.turns import Encoded, Rows, answer_order, rows_of
 
 
 def shares(

@@ -32,8 +32,7 @@ from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.subjects.pair import SubjectPair
-from helpers.text.answer_positions import Rows, rows_of
-from helpers.text.turns import Encoded
+from helpers.text.turns import Encoded, Rows, rows_of
 
 Latents = Sequence[int] | Tensor | np.ndarray | None  # their numbers; None for all of them
 NONE = "None"  # the condition that is always measured, as all others are compared with it

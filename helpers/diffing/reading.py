@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from helpers.subjects.pair import SubjectPair
-from helpers.text.answer_positions import TEMPLATE, rows_of
-from helpers.text.turns import Encoded
+from helpers.text.turns import TEMPLATE, Encoded, rows_of
 
 WHERE = ("decision", "answer")
 

@@ -20,8 +20,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.subjects.behaviours import answers
-from helpers.subjects.judges import judge
+from helpers.subjects.behaviours import answers, judge
 from helpers.text.dialogues import BEHAVIOURS, dialogues
 from helpers.text.topics import Topic
 

@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base import products
-from helpers.base.checkpoints import load_state, restore_training, save_state, training_tensors
-from helpers.base.storage import write_atomic, written_aside
+from helpers.base.storage import load_state, restore_training, save_state, training_tensors, write_atomic, written_aside
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]  # of a model on (batch, context) ids: nats a token
 

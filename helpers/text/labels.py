@@ -18,8 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from helpers.text.documents import PACKAGES, Document
-from helpers.text.lexemes import Lexeme, Span, lexemes, lexical_spans
-from helpers.text.syntax import Syntax
+from helpers.text.spans import Lexeme, Span, Syntax, lexemes, lexical_spans
 
 DESCRIPTIONS = {
     "keyword": "a reserved word, None, True and False among them",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.base import products
-from helpers.base.checkpoints import load_state
+from helpers.base.storage import load_state
 from helpers.dictionaries import training
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import Remedy, Resample

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from helpers.base import products
-from helpers.base.checkpoints import load_state, save_state
+from helpers.base.storage import load_state, save_state
 from helpers.subjects import pretraining
 from helpers.subjects.pretraining import PretrainConfig, heldout_loss, ngram_losses, pretrain, ship, token_loss
 from helpers.text.documents import Document, load_tokenizer, train_tokenizer

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_text import DOCS, PACKAGES, TOKENIZER, TOPICS, TRAIN_TOPICS
 
-from helpers.subjects.judges import judge
+from helpers.subjects.behaviours import judge
 from helpers.text.dialogues import (
     BEHAVIOURS,
     DECOYS,

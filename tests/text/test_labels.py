@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.text.documents import PACKAGES, Document, train_tokenizer
 from helpers.text.labels import DESCRIPTIONS, LABELS, label_characters, label_tokens, parses
-from helpers.text.lexemes import fold
+from helpers.text.spans import fold
 
 SOURCE = '''"""Areas of things. In metres.
 
