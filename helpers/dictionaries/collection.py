@@ -19,7 +19,6 @@ from helpers.activations.stream import ActivationStream, Harvest
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.sweeps import Cell, sweep
-from helpers.notebook.run import Run
 from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
 
@@ -27,7 +26,7 @@ GROUPS = ("n", "k", "ReLU")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SAEPlan:
     """Which autoencoders there are, and what they read. Amounts are tokens."""
 
     sizes: tuple[int, ...]
@@ -45,12 +44,12 @@ class Plan:
 
 
 PLANS = {
-    "smoke": Plan((64, 128), (4, 16), (0.1, 0.4), 4_000, 6_000, 1024, n=128, k=16, context=64, batch_size=256),
-    "laptop": Plan((256, 512, 1024, 2048), (8, 32, 128, 230), (0.05, 0.15, 0.5), 150_000, 420_000),
-    "reference": Plan(
+    "smoke": SAEPlan((64, 128), (4, 16), (0.1, 0.4), 4_000, 6_000, 1024, n=128, k=16, context=64, batch_size=256),
+    "laptop": SAEPlan((256, 512, 1024, 2048), (8, 32, 128, 230), (0.05, 0.15, 0.5), 150_000, 420_000),
+    "reference": SAEPlan(
         (512, 1024, 2048, 4096), (8, 16, 32, 64, 128, 230), (0.03, 0.06, 0.12, 0.25, 0.5), 2_000_000, 2_100_000
     ),
-    "paper": Plan(
+    "paper": SAEPlan(
         *((2048, 8192, 32_768), (8, 16, 32, 64, 128, 256, 512), (0.002, 0.005, 0.01, 0.02, 0.05)),
         *(10**9, 10**9, 10**5),
         **{"n": 32_768, "context": 64, "batch_size": 131_072, "lr": 5e-4, "relu_lr": 5e-4},
@@ -58,32 +57,37 @@ PLANS = {
 }
 
 
-class Collection:
+class TrainedSAEs:
     """A subject, its activations, and autoencoders trained on them on demand.
 
-    `seeds` counts up from the run's. `reference` takes the large plan in place of the scale's.
+    plan      name of one of `PLANS`: a notebook's scale, or "reference"
+    subject   a notebook's dial, "embedded" or "hub"
+    seed      the first of `seeds`
     """
 
-    def __init__(self, run: Run, seeds: int = 3, reference: bool = False):
-        self.plan = PLANS["reference" if reference else run.scale]
-        self.seeds = [run.seed + i for i in range(seeds)]
-        self._run = run
-        run.settings["collection"] = dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+    def __init__(self, plan: str, subject: str, seed: int, seeds: int):
+        self.plan, self.subject = PLANS[plan], subject
+        self.seeds = [seed + i for i in range(seeds)]
+
+    @property
+    def settings(self) -> dict:
+        """The plan and the seeds, for a notebook's record."""
+        return dataclasses.asdict(self.plan) | {"seeds": self.seeds}
 
     @cached_property
     def model(self) -> Subject:
-        return load_subject(subject_for(self._run.subject))
+        return load_subject(subject_for(self.subject))
 
     @cached_property
     def stream(self) -> ActivationStream:
         """Activations of training text."""
-        text = text_for(self._run.subject, "train", self.model.tokenizer, self.plan.text)
+        text = text_for(self.subject, "train", self.model.tokenizer, self.plan.text)
         warn_if_other_corpus(self.model, text.corpus)
         return self._stream(text, cache=True)
 
     @cached_property
     def heldout_text(self) -> TokenStream:
-        return text_for(self._run.subject, "heldout", self.model.tokenizer, 6 * self.plan.heldout)
+        return text_for(self.subject, "heldout", self.model.tokenizer, 6 * self.plan.heldout)
 
     @cached_property
     def heldout(self) -> torch.Tensor:

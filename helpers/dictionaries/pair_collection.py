@@ -31,7 +31,6 @@ from helpers.activations.stream import ActivationStream, Harvest, harvest_rows
 from helpers.activations.views import ViewedStream, view_of
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
-from helpers.notebook.run import Run
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
@@ -43,7 +42,7 @@ SCALE_ROWS = 64  # token rows that `scaled` measures norms on
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PairPlan:
     """Which crosscoders there are by default, and what they read. Amounts are tokens."""
 
     n: int  # latents
@@ -58,11 +57,11 @@ class Plan:
 
 
 PLANS = {
-    "smoke": Plan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
-    "laptop": Plan(1024, 24, 0.05, 300_000, 220_000, 32_768),
-    "reference": Plan(1024, 24, 0.05, 300_000, 300_000, 32_768),
-    "long": Plan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
-    "paper": Plan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
+    "smoke": PairPlan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
+    "laptop": PairPlan(1024, 24, 0.05, 300_000, 220_000, 32_768),
+    "reference": PairPlan(1024, 24, 0.05, 300_000, 300_000, 32_768),
+    "long": PairPlan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
+    "paper": PairPlan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
 }
 
 
@@ -76,33 +75,37 @@ class Heldout(NamedTuple):
     decisions: np.ndarray  # (tokens,) the same at the last token before the answer
 
 
-class PairCollection:
+class TrainedPairs:
     """The subjects, their activations, and crosscoders trained on them on demand.
 
-    `seeds` counts up from the run's. `reference` takes a larger plan in place of the scale's, by name if it is not the
-    one of that name.
+    plan      name of one of `PLANS`: a notebook's scale, "reference" or "long"
+    subject   a notebook's dial, "embedded" or "hub"
+    seed      the first of `seeds`
     """
 
-    def __init__(self, run: Run, seeds: int = 3, reference: bool | str = False):
-        self.plan = PLANS[{True: "reference", False: run.scale}.get(reference, reference)]
-        self.seeds = [run.seed + i for i in range(seeds)]
-        self._run = run
-        run.settings["pair_collection"] = dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+    def __init__(self, plan: str, subject: str, seed: int, seeds: int):
+        self.plan, self.subject = PLANS[plan], subject
+        self.seeds = [seed + i for i in range(seeds)]
         remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
         self.stream, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
 
+    @property
+    def settings(self) -> dict:
+        """The plan and the seeds, for a notebook's record."""
+        return dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+
     @cached_property
     def base(self) -> Subject:
-        return load_subject(subject_for(self._run.subject, "gemma2-base"), dtype=self._dtype)
+        return load_subject(subject_for(self.subject, "gemma2-base"), dtype=self._dtype)
 
     @cached_property
     def chat(self) -> Subject:
-        return load_subject(subject_for(self._run.subject, "gemma2-chat"), dtype=self._dtype)
+        return load_subject(subject_for(self.subject, "gemma2-chat"), dtype=self._dtype)
 
     @cached_property
     def pairs(self) -> list[str]:
         """The pairs that this subject has."""
-        return [name for name in PAIRS if name not in TRAINED_ON or self._run.subject == "embedded"]
+        return [name for name in PAIRS if name not in TRAINED_ON or self.subject == "embedded"]
 
     def pair(self, name: str) -> SubjectPair:
         """Raises ValueError for a pair that does not exist."""
@@ -159,11 +162,11 @@ class PairCollection:
     def _stream(self, name: str) -> ActivationStream | InjectedPair:
         """Shuffled training activations of a pair; its `batches` yield (batch, 2, d_model) or (batch, 2 d_model)."""
         if name == "injected-gpt2":
-            text = text_for(self._run.subject, "train", self._gpt2.tokenizer, self.plan.text)
-            return InjectedPair(self._activations(self._gpt2, text.tokens), seed=self._run.seed)
+            text = text_for(self.subject, "train", self._gpt2.tokenizer, self.plan.text)
+            return InjectedPair(self._activations(self._gpt2, text.tokens), seed=self.seeds[0])
         subject = self.base if name == "injected" else self.pair(name)
         activations = self._activations(subject, self._tokens("train", _speaker(name)))
-        return InjectedPair(activations, seed=self._run.seed) if name == "injected" else activations
+        return InjectedPair(activations, seed=self.seeds[0]) if name == "injected" else activations
 
     def _heldout(self, name: str) -> Heldout:
         """Held-out activations of a pair, with labels but for the injected ones."""
@@ -180,17 +183,17 @@ class PairCollection:
         if name == "injected":
             background = self.heldout("self").x[:, 0]
         else:
-            text = text_for(self._run.subject, "heldout", self._gpt2.tokenizer, 2 * self.plan.heldout)
+            text = text_for(self.subject, "heldout", self._gpt2.tokenizer, 2 * self.plan.heldout)
             background = self._activations(self._gpt2, text.tokens).take(self.plan.heldout)
         return self.stream(name).sample(background, seed=0)
 
     @cached_property
     def _gpt2(self) -> Subject:
-        return load_subject(subject_for(self._run.subject))
+        return load_subject(subject_for(self.subject))
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.float32 if self._run.subject == "embedded" else torch.bfloat16
+        return torch.float32 if self.subject == "embedded" else torch.bfloat16
 
     @property
     def _harvest(self) -> Harvest:
@@ -201,14 +204,14 @@ class PairCollection:
         return ActivationStream(subject, tokens, self._harvest, **options)
 
     def _text(self, split: str) -> TokenStream:
-        text = text_for(self._run.subject, split, self.base.tokenizer, self._n(split))
+        text = text_for(self.subject, split, self.base.tokenizer, self._n(split))
         warn_if_other_corpus(self.base, text.corpus)
         return text
 
     def _dialogue(self, split: str, speaker: str) -> DialogueStream:
         """In the template of the chat model; a base of the hub has none."""
-        options = {"seed": self._run.seed, "speaker": speaker}
-        return dialogue_text_for(self._run.subject, split, self.chat.tokenizer, self._n(split), **options)
+        options = {"seed": self.seeds[0], "speaker": speaker}
+        return dialogue_text_for(self.subject, split, self.chat.tokenizer, self._n(split), **options)
 
     def _n(self, split: str) -> int:
         return self.plan.text if split == "train" else self.plan.heldout

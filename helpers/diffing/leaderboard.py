@@ -30,7 +30,7 @@ from helpers.activations.views import ViewedStream, view_of
 from helpers.base.stats import interval, percent
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
-from helpers.dictionaries.pair_collection import PairCollection
+from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.dictionaries.sweeps import Cell
 from helpers.diffing.effects import RATIOS, effects
 from helpers.diffing.norms import classes, delta_norm, sae_table
@@ -63,14 +63,14 @@ class Method:
     """A name, what fits it to a pair, and in words how it ranks and what it calls chat-only."""
 
     name: str
-    fit: Callable[[PairCollection, str, int], Found]  # of the collection, the pair's name and a seed
+    fit: Callable[[TrainedPairs, str, int], Found]  # of the collection, the pair's name and a seed
     ranks: str = "size of what it adds"
     calls: str = "all it has"
 
 
 def score(
     method: Method,
-    pairs: PairCollection,
+    pairs: TrainedPairs,
     seeds: Iterable[int] | None = None,
     tops: Sequence[int] = TOPS,
     nulls: Sequence[str] = NULLS,
@@ -114,7 +114,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _row(
     method: Method,
-    pairs: PairCollection,
+    pairs: TrainedPairs,
     seed: int,
     tops: Sequence[int],
     nulls: list[str],
@@ -158,7 +158,7 @@ def ranked(found: Found, x: Tensor, batch: int = 4096) -> tuple[np.ndarray, np.n
     return live, order[live[order] & ~np.isnan(scores[order])]
 
 
-def _planted(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], cosine: float) -> dict:
+def _planted(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], cosine: float) -> dict:
     truth = pairs.stream("injected")
     match = match_planted(found.rows[order], truth, cosine)
     of = match.planted.where(match.kind == "chat-only")
@@ -166,7 +166,7 @@ def _planted(found: Found, order: np.ndarray, pairs: PairCollection, tops: Seque
 
 
 @torch.no_grad()
-def _behaviours(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], cut: float) -> dict:
+def _behaviours(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], cut: float) -> dict:
     heldout, best = pairs.heldout("chat"), torch.from_numpy(order[: max(tops)])
     if (heldout.behaviours < 0).all():
         return {f"behaviours_{m}": float("nan") for m in tops}
@@ -176,7 +176,7 @@ def _behaviours(found: Found, order: np.ndarray, pairs: PairCollection, tops: Se
     return {f"behaviours_{m}": detected[:, :m].any(1).mean() for m in tops}
 
 
-def _closed(found: Found, order: np.ndarray, pairs: PairCollection, tops: Sequence[int], n: int) -> dict:
+def _closed(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], n: int) -> dict:
     """Over all positions that predict an answer, without a bias."""
     pair = pairs.pair("chat")
     difference = found.difference(pair)
@@ -234,7 +234,7 @@ def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.nda
 def crosscoders(name: str, kind: str, **changes) -> Method:
     """A "ReLU" or "BatchTopK" crosscoder; `changes` are of its cell, by default the plan's at the L0 of L1."""
 
-    def fit(pairs: PairCollection, pair: str, seed: int) -> Found:
+    def fit(pairs: TrainedPairs, pair: str, seed: int) -> Found:
         given = (_matched(pairs, pair) if kind == "BatchTopK" else {}) | _short(pairs, pair) | changes
         return of_crosscoder(_trained(pairs, pair, pairs.cells(kind, **given), seed))
 
@@ -247,7 +247,7 @@ def autoencoders(name: str, view: str, scaling: bool, **changes) -> Method:
     `changes` are of its cell, by default the plan's at the L0 of L1.
     """
 
-    def fit(pairs: PairCollection, pair: str, seed: int) -> Found:
+    def fit(pairs: TrainedPairs, pair: str, seed: int) -> Found:
         x = pairs.heldout(pair).x
         if not view_of(x, view).any():  # of a model and itself: there is nothing to train on
             return of_directions(torch.zeros(1, x.shape[-1]))
@@ -258,7 +258,7 @@ def autoencoders(name: str, view: str, scaling: bool, **changes) -> Method:
     return Method(name, fit, "|ν|, least first", f"|ν| < {RATIO}") if scaling else Method(name, fit)
 
 
-def mean_difference(pairs: PairCollection, pair: str, seed: int) -> Found:
+def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
     """The mean of chat - base, then the principal components of what is left of it, both ways along each.
 
     A direction and its opposite together write all that the difference has along it. There is no seed in it.
@@ -285,18 +285,18 @@ METHODS = [
 
 
 def _trained(
-    pairs: PairCollection, pair: str, cells: list[Cell], seed: int, view: str | None = None
+    pairs: TrainedPairs, pair: str, cells: list[Cell], seed: int, view: str | None = None
 ) -> SparseAutoencoder:
     (sae,) = pairs.train(pair, [cell for cell in cells if cell.seed == seed], view).saes.values()
     return sae
 
 
-def _matched(pairs: PairCollection, pair: str) -> dict:
+def _matched(pairs: TrainedPairs, pair: str) -> dict:
     """What makes BatchTopK as sparse as the L1 crosscoders of the pair, or of "chat" for a model and itself."""
     l1 = pairs.train("chat" if pair == "self" else pair, pairs.cells("ReLU"))
     return {"sparsity": pairs.matched_k(l1.frame.l0.mean())}
 
 
-def _short(pairs: PairCollection, pair: str) -> dict:
+def _short(pairs: TrainedPairs, pair: str) -> dict:
     """Rows that start equal stay equal from the first step on: base against itself needs few tokens."""
     return {"tokens": pairs.plan.tokens // SHORT} if pair == "self" else {}

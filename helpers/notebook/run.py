@@ -16,8 +16,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from helpers.base.storage import RESULTS, ROOT, results_dir, write_atomic
@@ -30,10 +32,13 @@ SUBJECTS = ("embedded", "hub")
 class Run:
     """What one notebook does at one scale to one subject; see the module's head for the file it writes.
 
+    reference   measure the large collection whose numbers laptop runs read from the repository
+    stored      what such a run has filed, with its provenance; None where this run judges its own numbers
+
     Raises ValueError for a scale, subject or notebook number that does not exist.
     """
 
-    def __init__(self, notebook: str, *, scale: str, subject: str, seed: int = 0):
+    def __init__(self, notebook: str, *, scale: str, subject: str, seed: int = 0, reference: bool = False):
         _one_of("scale", scale, SCALES)
         _one_of("subject", subject, SUBJECTS)
         if not re.fullmatch(r"\d\d", str(notebook)):
@@ -42,7 +47,9 @@ class Run:
         self.settings: dict[str, Any] = {}
         self.recorded: dict[str, Any] = {}
         self.claims: dict[str, dict] = {}
-        self._long: dict[str, Any] = {}
+        self.reference = reference
+        self.stored = _read_if_there(self._reference_file(RESULTS)) if scale == "laptop" and not reference else None
+        self._filed: dict[str, Any] = {}
         self._provenance = provenance()
         self._start = time.monotonic()
 
@@ -62,6 +69,13 @@ class Run:
         """Print the time that each scale takes, this run's marked."""
         for scale, time_needed in {"smoke": smoke, "laptop": laptop, "paper": paper}.items():
             print(f"{'▶' if scale == self.scale else ' '} {scale:<7} {time_needed}")
+        if self.stored:
+            print(f"Claims are judged on the stored reference run: {self.stored['commit']}, {self.stored['hardware']}.")
+
+    def seeds(self) -> list[int]:
+        """Seeds from this run's on: three, two at smoke scale, one where stored numbers are judged."""
+        n = self.pick("seeds", smoke=2, laptop=1 if self.stored else 3, paper=3)
+        return [self.seed + i for i in range(3 if self.reference else n)]
 
     def record(self, **values: Any) -> None:
         """File measured values: numbers, arrays, tensors, and lists and dicts of them."""
@@ -86,18 +100,29 @@ class Run:
         print(describe(row | {"claim": claim}))
         return verdict
 
-    def keep(self, **values: Any) -> Path:
-        """File what a long run measured, beside what it filed before, for later runs to read with `kept`."""
-        self._long |= plain(values)
+    def kept_or(self, digits: int | None = None, **live: Any) -> SimpleNamespace:
+        """What the claims are judged on: what a reference run has filed under these names, else `live` itself.
+
+        live: data frames, numbers, lists, and dicts of them; frames are rounded to `digits`. A reference run files them
+        for later ones. The result has `live`'s names, and `origin`, which says in words where they come from.
+        """
+        live = {name: _rounded(value, digits) for name, value in live.items()}
+        if self.reference:
+            self._file(live)
+        if not self.stored:
+            return SimpleNamespace(**live, origin="trained in this run")
+        values = {name: _like(value, self.stored["values"][name]) for name, value in live.items()}
+        return SimpleNamespace(**values, origin=f"stored reference run, {self.stored['commit']}")
+
+    def _file(self, live: dict[str, Any]) -> None:
+        self._filed |= plain(live)
         minutes = {"minutes": round((time.monotonic() - self._start) / 60, 2)}
         content = {"notebook": self.notebook, "subject": self.subject, "seed": self.seed} | self._provenance | minutes
-        path = results_dir() / f"{self.subject}-reference" / f"{self.notebook}.json"
-        return write_atomic(path, json.dumps(content | {"values": self._long}, allow_nan=False, default=str))
+        text = json.dumps(content | {"values": self._filed}, allow_nan=False, default=str)
+        write_atomic(self._reference_file(results_dir()), text)
 
-    def kept(self) -> dict | None:
-        """What `keep` filed and the repository stores: provenance and "values"; None if there is nothing."""
-        path = RESULTS / f"{self.subject}-reference" / f"{self.notebook}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def _reference_file(self, results: Path) -> Path:
+        return results / f"{self.subject}-reference" / f"{self.notebook}.json"
 
     def save(self) -> Path:
         """Write the results file in one step; call it as often as you like."""
@@ -156,7 +181,9 @@ def peak_memory_gb() -> float:
 
 
 def plain(value: Any) -> Any:
-    """Plain Python for JSON: arrays and tensors become lists or numbers, and nan and inf become None."""
+    """Plain Python for JSON: arrays and tensors become lists or numbers, frames dicts of columns, nan and inf None."""
+    if isinstance(value, pd.DataFrame):
+        value = value.to_dict("list")
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
@@ -177,6 +204,27 @@ def _split(measured: dict[str, Any]) -> tuple[dict, dict]:
         if len(triple) == 3:
             intervals[name] = triple[1:]
     return numbers, intervals
+
+
+def _rounded(value: Any, digits: int | None) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    return value.round(digits).reset_index(drop=True) if isinstance(value, pd.DataFrame) and digits else value
+
+
+def _like(live: Any, stored: Any) -> Any:
+    """Stored JSON as `live` is: columns as a frame, where None is a missing number; a dict of frames likewise."""
+    if isinstance(live, dict) and live and all(isinstance(item, pd.DataFrame) for item in live.values()):
+        return {key: _like(pd.DataFrame(), item) for key, item in stored.items()}
+    if not isinstance(live, pd.DataFrame):
+        return stored
+    frame = pd.DataFrame(stored)
+    gaps = [name for name in frame if frame[name].map(lambda x: x is None or type(x) in (int, float)).all()]
+    return frame.astype({name: float for name in gaps if frame[name].dtype == object})
+
+
+def _read_if_there(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

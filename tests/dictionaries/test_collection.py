@@ -7,8 +7,7 @@ import torch
 from twins import N_VOCAB, save_tiny
 
 from helpers.dictionaries import collection, sweeps
-from helpers.dictionaries.collection import PLANS, Collection
-from helpers.notebook.run import Run
+from helpers.dictionaries.collection import PLANS, TrainedSAEs
 
 TINY = dataclasses.replace(PLANS["smoke"], sizes=(8, 16), ks=(2, 4), n=16, k=4, context=8, batch_size=64)
 TINY = dataclasses.replace(TINY, heldout=64, tokens=256, text=512)
@@ -28,7 +27,7 @@ def open_shelf(monkeypatch, tmp_path):
     monkeypatch.setattr(collection, "subject_for", lambda name: tmp_path / "model")
     monkeypatch.setattr(collection, "text_for", text_for)
     monkeypatch.setitem(PLANS, "smoke", TINY)
-    return lambda **options: Collection(Run("05", scale="smoke", subject="embedded", seed=3), **options)
+    return lambda plan="smoke", seeds=3: TrainedSAEs(plan, "embedded", 3, seeds)
 
 
 def test_groups_by_hand(open_shelf):
@@ -60,11 +59,11 @@ def test_trained_once_then_loaded(open_shelf, monkeypatch):
     assert all(torch.equal(sae.W_dec, again[cell].W_dec) for cell, sae in saes.items())
 
 
-def test_the_plan_is_filed_with_the_run(open_shelf):
+def test_the_plan_and_the_seeds_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
-    assert shelf._run.settings["collection"] | {"seeds": 0} == dataclasses.asdict(TINY) | {"seeds": 0}
-    assert shelf._run.settings["collection"]["seeds"] == [3, 4]
-    assert open_shelf(seeds=1, reference=True).plan == PLANS["reference"]
+    assert shelf.settings | {"seeds": 0} == dataclasses.asdict(TINY) | {"seeds": 0}
+    assert shelf.settings["seeds"] == [3, 4]
+    assert open_shelf("reference", seeds=1).plan == PLANS["reference"]
 
 
 def test_heldout_text_is_the_same_for_rows_and_activations(open_shelf):

@@ -11,9 +11,8 @@ from twins import D_MODEL, N_VOCAB, save_tiny
 from helpers.activations.injected import InjectedPair
 from helpers.activations.views import ViewedStream
 from helpers.dictionaries import pair_collection, sweeps
-from helpers.dictionaries.pair_collection import PAIRS, PLANS, PairCollection
+from helpers.dictionaries.pair_collection import PAIRS, PLANS, TrainedPairs
 from helpers.dictionaries.sweeps import Cell
-from helpers.notebook.run import Run
 from helpers.subjects.subject import load_subject
 
 TINY = dataclasses.replace(PLANS["smoke"], n=16, k=2, tokens=512, text=1024, heldout=256, context=8, batch_size=64)
@@ -57,9 +56,7 @@ def open_shelf(folders, monkeypatch, tmp_path):
     monkeypatch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
     monkeypatch.setattr(pair_collection, "SCALE_ROWS", 4)
     monkeypatch.setitem(PLANS, "smoke", TINY)
-    return lambda subject="embedded", **options: PairCollection(
-        Run("09", scale="smoke", subject=subject, seed=3), **options
-    )
+    return lambda subject="embedded", plan="smoke", seeds=3: TrainedPairs(plan, subject, 3, seeds)
 
 
 def test_both_models_read_the_same_tokens_half_text_half_dialogue(open_shelf, folders):
@@ -160,11 +157,11 @@ def test_k_meets_the_l0_of_the_other_method(open_shelf, monkeypatch):
     assert [shelf.matched_k(l0) for l0 in (96.0, 104.4, 110.2, 0.2, 900.0)] == [100, 100, 110, 1, 500]
 
 
-def test_the_plan_is_filed_with_the_run(open_shelf):
+def test_the_plan_and_the_seeds_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
-    assert shelf._run.settings["pair_collection"] == dataclasses.asdict(TINY) | {"seeds": [3, 4]}
-    assert open_shelf(reference=True).plan == PLANS["reference"]
-    assert open_shelf(reference="long").plan == PLANS["long"]
+    assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4]}
+    assert open_shelf(plan="reference").plan == PLANS["reference"]
+    assert open_shelf(plan="long").plan == PLANS["long"]
 
 
 def test_pairs_that_do_not_exist(open_shelf):

@@ -16,7 +16,7 @@ from helpers.base.stats import interval
 from helpers.dictionaries import pair_collection
 from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
-from helpers.dictionaries.pair_collection import PLANS, PairCollection
+from helpers.dictionaries.pair_collection import PLANS, TrainedPairs
 from helpers.dictionaries.sweeps import Cell
 from helpers.diffing import leaderboard
 from helpers.diffing.effects import effects
@@ -35,7 +35,6 @@ from helpers.diffing.leaderboard import (
 )
 from helpers.diffing.norms import sae_table
 from helpers.diffing.patching import patch_kl, written
-from helpers.notebook.run import Run
 from helpers.subjects.subject import load_subject
 from helpers.text.dialogues import BEHAVIOURS
 from helpers.text.turns import DialogueStream
@@ -77,7 +76,7 @@ def pairs(tmp_path_factory):
         patch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
         patch.setattr(leaderboard, "planted_behaviours", lambda kind: [list(BEHAVIOURS)[i] for i in PLANTED])
         patch.setitem(PLANS, "smoke", TINY)
-        yield PairCollection(Run("12", scale="smoke", subject="embedded", seed=3), seeds=2)
+        yield TrainedPairs("smoke", "embedded", seed=3, seeds=2)
 
 
 def method(found, name="by hand"):

@@ -5,6 +5,7 @@ import math
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -183,22 +184,60 @@ def test_plain_turns_arrays_into_json():
     assert json.loads(json.dumps(plain(nest))) == {"1": [1.0, 1.0], "x": [None, [0, 1]], "b": True}
 
 
-def test_what_a_long_run_keeps_is_read_by_later_runs(tmp_path, monkeypatch):
-    run = Run("04", scale="laptop", subject="embedded", seed=3)
-    monkeypatch.setattr(runs, "RESULTS", tmp_path / "stored")
-    assert run.kept() is None
-    path = run.keep(sweep={"nmse": [0.5, math.nan]})
-    assert path.parent.name == "embedded-reference" and run.kept() is None  # until somebody stores it
-    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
-    kept = Run("04", scale="smoke", subject="embedded").kept()
-    assert kept["values"] == {"sweep": {"nmse": [0.5, None]}}
-    assert kept["seed"] == 3 and kept["commit"] and kept["hardware"] and kept["minutes"] >= 0
-    assert Run("05", scale="smoke", subject="embedded").kept() is None
+def long_run(**options):
+    return Run("04", scale="laptop", subject="embedded", seed=3, **options)
 
 
-def test_what_is_kept_later_stands_beside_what_was_kept_before(tmp_path, monkeypatch):
-    run = Run("04", scale="laptop", subject="embedded")
-    run.keep(sweep=[1], board=[2])
-    path = run.keep(board=[3])
-    monkeypatch.setattr(runs, "RESULTS", path.parent.parent)
-    assert run.kept()["values"] == {"sweep": [1], "board": [3]}
+def measured(shift=0.0):
+    frame = pd.DataFrame(
+        {"nmse": [0.51234 + shift, math.nan], "apart": [math.nan] * 2, "seed": [0, 1], "tied": [True, False]}
+    )
+    return {"sweep": frame.assign(method=["TopK", "ReLU"]), "by_pair": {"chat": frame[["nmse"]]}, "n": 64, "ks": [1, 2]}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """What runs leave behind is at once what the repository stores."""
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
+    monkeypatch.setenv("SUITE_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def test_a_run_without_stored_numbers_judges_its_own(repository):
+    run = long_run()
+    judged = run.kept_or(**measured())
+    assert run.stored is None and judged.origin == "trained in this run" and judged.n == 64
+    pd.testing.assert_frame_equal(judged.sweep, measured()["sweep"])
+    assert list(repository.iterdir()) == []
+
+
+def test_what_a_reference_run_filed_is_judged_by_later_ones(repository):
+    long_run(reference=True).kept_or(**measured())
+    run = long_run()
+    judged = run.kept_or(**measured(shift=1.0) | {"n": 2, "by_pair": {"other": pd.DataFrame()}})
+    assert judged.origin == f"stored reference run, {run.stored['commit']}" and run.stored["seed"] == 3
+    pd.testing.assert_frame_equal(judged.sweep, measured()["sweep"])  # gaps, whole numbers, truths, words
+    pd.testing.assert_frame_equal(judged.by_pair["chat"], measured()["by_pair"]["chat"])
+    assert (judged.n, judged.ks) == (64, [1, 2]) and list(judged.by_pair) == ["chat"]
+
+
+def test_frames_are_rounded_before_they_are_filed_and_judged(repository):
+    assert long_run(reference=True).kept_or(digits=2, **measured()).sweep.nmse[0] == 0.51
+    assert long_run().stored["values"]["sweep"]["nmse"] == [0.51, None]
+
+
+def test_what_is_filed_later_stands_beside_what_was_filed_before(repository):
+    run = long_run(reference=True)
+    run.kept_or(sweep=[1], board=[2])
+    run.kept_or(board=[3])
+    assert long_run().stored["values"] == {"sweep": [1], "board": [3]}
+
+
+def test_only_laptop_runs_read_stored_numbers_and_then_need_one_seed(repository, capsys):
+    long_run(reference=True).kept_or(n=1)
+    assert long_run().seeds() == [3] and long_run(reference=True).seeds() == [3, 4, 5]
+    long_run().budget(smoke="a", laptop="b", paper="c")
+    assert "judged on the stored reference run" in capsys.readouterr().out
+    smoke = Run("04", scale="smoke", subject="embedded")
+    assert smoke.stored is None and smoke.seeds() == [0, 1] and smoke.settings["seeds"] == 2
+    assert Run("05", scale="laptop", subject="embedded").stored is None
