@@ -5,8 +5,9 @@ bootstrap of three values is far too narrow.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import pandas as pd
 import scipy.stats
 
 
@@ -37,3 +38,20 @@ def percent(mean: float | None, low: float | None, high: float | None) -> str:
     if not known[0]:
         return "n/a"
     return f"{100 * mean:.1f}" + (f" ± {50 * (high - low):.1f}" if all(known) else "")
+
+
+def known_interval(values: Iterable[float]) -> tuple[float, float, float]:
+    """`interval` of the values that are there; nan where none is."""
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return interval(known) if known else (math.nan,) * 3
+
+
+def per_seed(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]) -> tuple[float, float, float]:
+    """`known_interval` of a statistic of each seed's rows; `table` has a column `seed`."""
+    return known_interval(statistic(part) for _, part in table.groupby("seed"))
+
+
+def with_ends(values: tuple[float, float, float], digits: int = 2) -> str:
+    """An interval as it is printed: `0.50 [0.40, 0.60]`."""
+    mean, low, high = values
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

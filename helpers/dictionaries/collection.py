@@ -9,6 +9,7 @@ collection is larger and sees thirteen times the tokens; what was measured on it
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -62,12 +63,12 @@ class TrainedSAEs:
 
     plan      name of one of `PLANS`: a notebook's scale, or "reference"
     subject   a notebook's dial, "embedded" or "hub"
-    seed      the first of `seeds`
+    seeds     of the dictionaries; the first is the data's as well
     """
 
-    def __init__(self, plan: str, subject: str, seed: int, seeds: int):
+    def __init__(self, plan: str, subject: str, seeds: Sequence[int]):
         self.plan, self.subject = PLANS[plan], subject
-        self.seeds = [seed + i for i in range(seeds)]
+        self.seeds = list(seeds)
 
     @property
     def settings(self) -> dict:

@@ -19,6 +19,7 @@ Crosscoders read both models. An autoencoder reads a view of the pair (`helpers.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -80,12 +81,12 @@ class TrainedPairs:
 
     plan      name of one of `PLANS`: a notebook's scale, "reference" or "long"
     subject   a notebook's dial, "embedded" or "hub"
-    seed      the first of `seeds`
+    seeds     of the dictionaries; the first is the data's as well
     """
 
-    def __init__(self, plan: str, subject: str, seed: int, seeds: int):
+    def __init__(self, plan: str, subject: str, seeds: Sequence[int]):
         self.plan, self.subject = PLANS[plan], subject
-        self.seeds = [seed + i for i in range(seeds)]
+        self.seeds = list(seeds)
         remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
         self.stream, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
 

@@ -25,6 +25,9 @@ from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import TEMPLATE, Encoded, rows_of
 
 WHERE = ("decision", "answer")
+MEAN, PROBE = "mean difference", "linear probe"  # what knows the labels
+MIN_FIRED = 10  # tokens of dialogue: a share of fewer says little
+LEANING = 1 / 16  # share of the latents that counts as chat-leaning, as hardly any is chat-only
 
 
 class Reading(NamedTuple):
@@ -171,6 +174,44 @@ def behaviour_table(
     found = {name: np.where(usable, each, -1) for name, each in found.items()}
     scores = {name: np.where(usable, each, np.nan) for name, each in (scores | {"cut": cut}).items()}
     return pd.DataFrame({"behaviour": list(names), "n": counts[1]} | found | scores)
+
+
+def behaviour_rows(
+    code: scipy.sparse.csr_array, reading: Reading, names: Sequence[str], among: np.ndarray | bool = True
+) -> pd.DataFrame:
+    """`behaviour_table` at the decision and over the answer, with a column `place`."""
+    tables = [behaviour_table(code, reading.labels(where), reading.first, names, among) for where in WHERE]
+    return pd.concat([table.assign(place=where) for table, where in zip(tables, WHERE, strict=True)])
+
+
+def ceilings(reading: Reading, names: Sequence[str]) -> tuple[pd.DataFrame, dict[tuple[str, str], Tensor]]:
+    """`behaviour_rows` of directions in chat that are fitted to the labels, with a column `method`; and the directions
+    (n_labels, d_model), by method and place."""
+    x, rows, directions = reading.x[:, 1], [], {}
+    for where in WHERE:
+        labels = reading.labels(where)
+        known = np.where(reading.first, labels, -1)
+        for method, fit in ((MEAN, mean_differences), (PROBE, linear_probes)):
+            directions[method, where] = fit(x, known, len(names))
+            code = along(x, directions[method, where])
+            table = behaviour_table(code, labels, reading.first, names, np.eye(len(names), dtype=bool))
+            rows.append(table.assign(method=method, place=where))
+    return pd.concat(rows), directions
+
+
+def latent_rows(table: pd.DataFrame, code: scipy.sparse.csr_array, reading: Reading) -> pd.DataFrame:
+    """The rows of a `latent_table` whose latent fires, with how it fires on dialogues, the largest Delta_norm first.
+
+    Added columns: latent, fired (tokens), share (of tokens), template (share of its firings), detected (F1 of the label
+    that fits it best), leaning (among the first sixteenth of the dictionary).
+    """
+    labellings = {"role": reading.roles, "decision": reading.decisions, "answer": reading.behaviours}
+    fired = (code > 0).sum(0)
+    table = table.assign(latent=table.index, fired=fired, share=fired / code.shape[0])
+    table["template"] = template_shares(code, reading.template)
+    table["detected"] = detection_scores(code, labellings, reading.first).f1
+    alive = table[(table.rate > 0) & (table.fired >= MIN_FIRED)].sort_values("delta", ascending=False)
+    return alive.assign(leaning=np.arange(len(alive)) < LEANING * code.shape[1])
 
 
 def detection_scores(

@@ -103,6 +103,33 @@ def steering_rates(
     return pd.DataFrame(rows)
 
 
+def rates_of_steps(
+    rates: Callable[[Mapping[str, Change], str], pd.DataFrame],
+    behaviour: str,
+    row: Tensor,
+    length: float,
+    mean: Tensor,
+    factors: Sequence[float],
+    n_controls: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rates of a behaviour with a latent's row (d_model,) added to other prompts, and taken out of its own.
+
+    rates(changes, asked) is `steering_rates` for that behaviour. Steps are `factors` times `length`, for the mean
+    difference (d_model,) times its own. Added columns: what ("added", "removed"), by ("latent", "random", "mean
+    difference", "none"), step, behaviour.
+    """
+    added = {}
+    for factor in factors:
+        changes = with_controls(lambda d, step=factor * length: add(d, step), row, n_controls, seed)
+        added |= {f"{factor} {name}": change for name, change in changes.items()}
+        added[f"{factor} mean difference"] = add(mean, factor * mean.norm())
+    removed = with_controls(project_out, row, n_controls, seed)
+    table = pd.concat([rates(added, "describe").assign(what="added"), rates(removed, behaviour).assign(what="removed")])
+    step = table.change.str.extract(r"^([\d.]+ )?(latent|random|mean difference|none)")
+    return table.assign(behaviour=behaviour, step=pd.to_numeric(step[0]).fillna(0.0), by=step[1])
+
+
 def _prompts(name: str, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
     speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
     asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=0.0, max_turns=1, topics=topics)

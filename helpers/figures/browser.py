@@ -7,14 +7,18 @@ strongest, so that the typical case is judged before the flattering one. Code-ho
 colours are inline, and a page stays readable when they are gone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import ipywidgets
 import numpy as np
+import scipy.sparse
 from IPython.display import display
+from transformers import PreTrainedTokenizerBase
+
+from helpers.diffing.reading import Reading, side_by_side
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -201,3 +205,20 @@ def _code(text: str, style: str = "font-size:13px") -> str:
 
 def _visible(token: str) -> str:
     return escape(token.translate(VISIBLE))
+
+
+def dialogue_pages(
+    code: scipy.sparse.csr_array,
+    reading: Reading,
+    chosen: Iterable[int],
+    tokenizer: PreTrainedTokenizerBase,
+    n: int = 400,
+    seed: int = 0,
+) -> list[LatentRecord]:
+    """A page for each chosen latent of a code (tokens, n_latents), from the first n dialogues."""
+    records = []
+    for j in map(int, chosen):
+        values, tokens = side_by_side(code[:, [j]].toarray()[:, 0], reading, n)
+        text = {"decode": lambda token: "" if token < 0 else tokenizer.decode([token]), "seed": seed}
+        records.append(latent_record(j, values, tokens, **text, n_random=3, n_top=5, context=24))
+    return records

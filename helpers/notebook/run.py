@@ -100,13 +100,12 @@ class Run:
         print(describe(row | {"claim": claim}))
         return verdict
 
-    def kept_or(self, digits: int | None = None, **live: Any) -> SimpleNamespace:
+    def kept_or(self, **live: Any) -> SimpleNamespace:
         """What the claims are judged on: what a reference run has filed under these names, else `live` itself.
 
-        live: data frames, numbers, lists, and dicts of them; frames are rounded to `digits`. A reference run files them
-        for later ones. The result has `live`'s names, and `origin`, which says in words where they come from.
+        live: data frames, numbers, lists, and dicts of them. A reference run files them for later ones. The result has
+        `live`'s names, and `origin`, which says in words where they come from.
         """
-        live = {name: _rounded(value, digits) for name, value in live.items()}
         if self.reference:
             self._file(live)
         if not self.stored:
@@ -204,12 +203,6 @@ def _split(measured: dict[str, Any]) -> tuple[dict, dict]:
         if len(triple) == 3:
             intervals[name] = triple[1:]
     return numbers, intervals
-
-
-def _rounded(value: Any, digits: int | None) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item, digits) for key, item in value.items()}
-    return value.round(digits).reset_index(drop=True) if isinstance(value, pd.DataFrame) and digits else value
 
 
 def _like(live: Any, stored: Any) -> Any:

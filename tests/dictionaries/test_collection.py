@@ -27,7 +27,7 @@ def open_shelf(monkeypatch, tmp_path):
     monkeypatch.setattr(collection, "subject_for", lambda name: tmp_path / "model")
     monkeypatch.setattr(collection, "text_for", text_for)
     monkeypatch.setitem(PLANS, "smoke", TINY)
-    return lambda plan="smoke", seeds=3: TrainedSAEs(plan, "embedded", 3, seeds)
+    return lambda plan="smoke", seeds=3: TrainedSAEs(plan, "embedded", range(3, 3 + seeds))
 
 
 def test_groups_by_hand(open_shelf):

@@ -56,7 +56,7 @@ def open_shelf(folders, monkeypatch, tmp_path):
     monkeypatch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
     monkeypatch.setattr(pair_collection, "SCALE_ROWS", 4)
     monkeypatch.setitem(PLANS, "smoke", TINY)
-    return lambda subject="embedded", plan="smoke", seeds=3: TrainedPairs(plan, subject, 3, seeds)
+    return lambda subject="embedded", plan="smoke", seeds=3: TrainedPairs(plan, subject, range(3, 3 + seeds))
 
 
 def test_both_models_read_the_same_tokens_half_text_half_dialogue(open_shelf, folders):

@@ -76,7 +76,7 @@ def pairs(tmp_path_factory):
         patch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
         patch.setattr(leaderboard, "planted_behaviours", lambda kind: [list(BEHAVIOURS)[i] for i in PLANTED])
         patch.setitem(PLANS, "smoke", TINY)
-        yield TrainedPairs("smoke", "embedded", seed=3, seeds=2)
+        yield TrainedPairs("smoke", "embedded", [3, 4])
 
 
 def method(found, name="by hand"):

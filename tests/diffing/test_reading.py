@@ -1,6 +1,7 @@
 """Reading latents against labels: hand-sized scores, slow twins, and a best of many that luck does not flatter."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse
 import torch
@@ -10,12 +11,17 @@ from sklearn.metrics import f1_score, roc_auc_score
 from twins import N_VOCAB, save_tiny
 
 from helpers.diffing.reading import (
+    MEAN,
+    PROBE,
     Reading,
     along,
     auroc_scores,
+    behaviour_rows,
     behaviour_table,
+    ceilings,
     cut_scores,
     detection_scores,
+    latent_rows,
     linear_probes,
     mean_differences,
     rank_of,
@@ -268,3 +274,46 @@ def test_codes_are_those_of_one_pass():
     found = sparse_codes(lambda part: part.flatten(1).relu(), x, batch=4)
     np.testing.assert_array_equal(found.toarray(), x.flatten(1).relu().numpy())
     assert isinstance(Reading(x, *[np.arange(11)] * 5).first, np.ndarray)
+
+
+# ---- tables of a notebook
+
+
+def labelled(n=48, seed=0):
+    random = np.random.default_rng(seed)
+    dialogue = np.repeat(np.arange(n // 3), 3)
+    decisions = np.where(np.arange(n) % 3 == 0, random.integers(0, 2, n), -1)
+    behaviours = np.where(np.arange(n) % 3 == 1, np.roll(decisions, 1), -1)
+    x = torch.from_numpy(random.normal(size=(n, 2, 5))).float()
+    x[decisions == 1, 1, 0] += 8
+    return Reading(x, np.arange(n), np.where(np.arange(n) % 3 == 0, 0, 2), behaviours, decisions, dialogue)
+
+
+def test_both_places_of_labels_stand_in_one_table():
+    reading = labelled()
+    code = sparse_codes(lambda part: part[:, 1].relu(), reading.x)
+    found = behaviour_rows(code, reading, ["a", "b"])
+    for place in ("decision", "answer"):
+        alone = behaviour_table(code, reading.labels(place), reading.first, ["a", "b"])
+        pd.testing.assert_frame_equal(found[found.place == place].drop(columns="place"), alone)
+
+
+def test_ceilings_know_the_labels_of_the_half_that_chooses_alone():
+    reading = labelled()
+    found, directions = ceilings(reading, ["a", "b"])
+    assert set(found.method) == {MEAN, PROBE} and directions[MEAN, "decision"].shape == (2, 5)
+    assert found.query("place == 'decision' and behaviour == 'b'").auroc.min() > 0.9
+    hidden = reading._replace(decisions=np.where(reading.first, reading.decisions, -1))
+    torch.testing.assert_close(ceilings(hidden, ["a", "b"])[1][PROBE, "decision"], directions[PROBE, "decision"])
+
+
+def test_rows_of_live_latents_by_hand():
+    reading = labelled()
+    values = np.zeros((48, 16), np.float32)
+    values[:, 0], values[reading.roles == 0, 1], values[:3, 2] = 1.0, 1.0, 1.0  # always, on the template, too seldom
+    table = pd.DataFrame({"rate": [1.0, 0.5, 0.1] + [0.0] * 13, "delta": [0.6, 0.9, 1.0] + [0.5] * 13})
+    found = latent_rows(table, scipy.sparse.csr_array(values), reading).set_index("latent")
+    assert found.index.tolist() == [1, 0]  # by delta
+    assert found.template.tolist() == pytest.approx([1.0, 1 / 3]) and found.share.tolist() == pytest.approx([1 / 3, 1])
+    assert found.leaning.tolist() == [True, False]  # a sixteenth of 16 latents is one
+    assert found.detected[1] == 1.0

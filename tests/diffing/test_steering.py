@@ -1,5 +1,6 @@
 """Steering: what a direction adds or takes away, in generation as in one pass, and rates of a model that is known."""
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -7,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from twins import D_MODEL, N_VOCAB, Scripted, Twin, save_tiny
 
 from helpers.base.storage import MODELS
-from helpers.diffing.steering import add, project_out, steered, steering_rates, with_controls
+from helpers.diffing.steering import add, project_out, rates_of_steps, steered, steering_rates, with_controls
 from helpers.text.documents import load_tokenizer
 from helpers.text.topics import Topic
 
@@ -129,3 +130,22 @@ def test_bad_input(model):
             add(wrong, 1.0)
     with pytest.raises(ValueError, match="there is no behaviour 'rude': choose of"):
         steering_rates(model, None, 0, {}, ["identity"], ["rude"])
+
+
+def test_rates_of_steps_ask_for_each_step_and_control():
+    asked = {}
+
+    def rates(changes, about):
+        asked[about] = changes
+        return pd.DataFrame({"change": ["none", *changes], "rate": 0.5})
+
+    row, mean = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 0.0])
+    found = rates_of_steps(rates, "agree", row, 10.0, mean, [1.0, 2.0], n_controls=1, seed=0)
+    h = torch.zeros(1, 1, 2)
+    assert asked["describe"]["2.0 latent"](h).tolist() == [[[0.0, 20.0]]]
+    assert asked["describe"]["2.0 mean difference"](h).tolist() == [[[6.0, 0.0]]]  # in steps of its own length
+    assert asked["describe"]["1.0 random 0"](h).norm().item() == pytest.approx(10.0)
+    assert found.groupby(["what", "by"]).step.max().to_dict() == {
+        **{("added", by): 2.0 for by in ("latent", "mean difference", "random")},
+        **{("added", "none"): 0.0, ("removed", "latent"): 0.0, ("removed", "none"): 0.0, ("removed", "random"): 0.0},
+    }

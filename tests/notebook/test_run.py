@@ -221,11 +221,6 @@ def test_what_a_reference_run_filed_is_judged_by_later_ones(repository):
     assert (judged.n, judged.ks) == (64, [1, 2]) and list(judged.by_pair) == ["chat"]
 
 
-def test_frames_are_rounded_before_they_are_filed_and_judged(repository):
-    assert long_run(reference=True).kept_or(digits=2, **measured()).sweep.nmse[0] == 0.51
-    assert long_run().stored["values"]["sweep"]["nmse"] == [0.51, None]
-
-
 def test_what_is_filed_later_stands_beside_what_was_filed_before(repository):
     run = long_run(reference=True)
     run.kept_or(sweep=[1], board=[2])

@@ -1,0 +1,23 @@
+"""Intervals over seeds by hand; what is missing is left out."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from helpers.base.stats import interval, known_interval, per_seed, with_ends
+
+
+def test_missing_values_are_left_out():
+    assert known_interval([1.0, None, math.nan, 3.0]) == interval([1.0, 3.0])
+    assert all(map(math.isnan, known_interval([None, math.nan])))
+
+
+def test_a_statistic_of_each_seed():
+    table = pd.DataFrame({"seed": [0, 0, 1, 1], "f1": [0.0, 1.0, 1.0, 2.0]})
+    assert per_seed(table, lambda part: part.f1.mean()) == interval([0.5, 1.5])
+    assert per_seed(table, lambda part: part.f1.max() if part.f1.min() else math.nan)[0] == pytest.approx(2.0)
+
+
+def test_an_interval_is_printed_with_its_ends():
+    assert with_ends((0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]" and with_ends((1 / 3, 0, 1), 3) == "0.333 [0.000, 1.000]"
