@@ -13,6 +13,7 @@ VENV   := .venv/bin/python
 PEERS  := .venv-bench
 READY  := .venv/.ready
 HALF   := .venv/.half-done
+LOCK   := .venv.lock
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
 RUN    := $(VENV) -m helpers.suite.run run
 
@@ -33,8 +34,11 @@ lab: $(READY) ## open the suite in JupyterLab
 test: lint ## unit tests, then every notebook and solution at smoke scale
 	@$(VENV) -m pytest
 
-lint: $(READY) ## check the style of code and notebooks
+lint: $(READY) ## check the style of code and notebooks, the workflows and CITATION.cff
 	@$(VENV) -m ruff check --quiet .
+	@$(VENV) -m ruff format --check --quiet .
+	@$(VENV) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(VENV) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 reference: $(READY) ## run at laptop scale, then store outputs, results and the README's tables in the repository
 	@$(RUN) --scale laptop --subject embedded --solutions $(CHOICE)
@@ -56,14 +60,24 @@ $(PEERS)/.ready: tests/benchmarks/requirements.txt
 	@$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	@touch $@
 
-# A set-up that was interrupted leaves .venv/.half-done and is started afresh.
+# One set-up at a time: who makes the folder .venv.lock holds the lock, and leaves its process number there. A second make
+# waits, then finds the work done. A set-up that was interrupted leaves .venv/.half-done and is started afresh.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "$(PYTHON) is missing or older than Python 3.11; install a newer one or name it: make PYTHON=python3.12" >&2; \
 		exit 1; }
-	@if [ -e $(HALF) ]; then rm -rf .venv; fi
-	@mkdir -p .venv && touch $(HALF)
-	@echo "Setting up .venv from requirements.txt; this takes a few minutes, once."
-	@[ -x $(VENV) ] || $(PYTHON) -m venv .venv
-	@$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
-	@rm $(HALF) && touch $(READY)
+	@until mkdir $(LOCK) 2>/dev/null; do \
+		[ -w . ] || { echo ".venv is set up in this folder, and it cannot be written to" >&2; exit 1; }; \
+		holder=$$(cat $(LOCK)/holder 2>/dev/null); \
+		if [ "$$holder" ] && ! kill -0 $$holder 2>/dev/null; then rm -rf $(LOCK); continue; fi; \
+		[ "$$told" ] || echo "Another make is setting up .venv; waiting for it. If none is running, delete $(LOCK)."; \
+		told=yes; sleep 1; \
+	done; \
+	trap 'rm -rf $(LOCK)' EXIT; trap 'exit 130' HUP INT TERM; echo $$$$ > $(LOCK)/holder; \
+	if [ $(READY) -nt requirements.txt ] && [ $(READY) -nt pyproject.toml ]; then exit 0; fi; \
+	if [ -e $(HALF) ]; then rm -rf .venv; fi; \
+	mkdir -p .venv && touch $(HALF) && \
+	echo "Setting up .venv from requirements.txt; this takes a few minutes, once." && \
+	{ [ -x $(VENV) ] || $(PYTHON) -m venv .venv; } && \
+	$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e . && \
+	rm $(HALF) && touch $(READY)

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from functools import cache
 from importlib.metadata import packages_distributions, requires, version
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -18,16 +20,18 @@ from helpers.base.storage import ROOT
 
 PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; (.+))?")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SET_UP_FILES = ["requirements.txt", "pyproject.toml", "environment.yml", "Makefile", ".ci/run"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SET_UP_FILES = ["requirements.txt", "pyproject.toml", "environment.yml", "Makefile", ".ci/run", "CITATION.cff"]
+SET_UP_FILES += [str(path.relative_to(ROOT)) for path in WORKFLOWS]
 
 
 @cache
 def pins() -> dict[str, str]:
-    """name -> version, of the lines of requirements.txt that hold on every machine."""
+    """name -> version, of the lines of requirements.txt that hold for this Python and this system."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     matches = [(line, PIN.fullmatch(line)) for line in lines]
     assert [line for line, match in matches if match is None] == []
-    return {canonicalize_name(match[1]): match[2] for _, match in matches if not match[3]}
+    return {canonicalize_name(m[1]): m[2] for _, m in matches if not m[3] or Marker(m[3]).evaluate()}
 
 
 def direct() -> list[str]:
@@ -50,15 +54,14 @@ def test_what_the_dependencies_need_is_pinned_and_nothing_else():
         if (name, extra) not in needed:
             needed.add((name, extra))
             todo += _needs(name, extra)
-    conditional = {"overrides"}  # needed before Python 3.12 only
-    assert {name for name, _ in needed} - pins().keys() == set()
-    assert pins().keys() - {name for name, _ in needed} <= conditional
+    assert {name for name, _ in needed} == pins().keys()
 
 
 def _needs(name: str, extra: str) -> list[tuple[str, str]]:
     found = [Requirement(text) for text in requires(name) or []]
     found = [need for need in found if need.marker is None or need.marker.evaluate({"extra": extra})]
-    found = [need for need in found if canonicalize_name(need.name) in pins() or need.marker is None]
+    if name == "torch":  # its build for a GPU brings the libraries of that GPU, which are no pins of ours
+        found = [need for need in found if need.marker is None or canonicalize_name(need.name) in pins()]
     return [(canonicalize_name(need.name), more) for need in found for more in ("", *need.extras)]
 
 
@@ -106,7 +109,59 @@ def test_ci_runs_make_test_and_nothing_else():
     assert os.access(script, os.X_OK)
 
 
+# ---- workflows, citation, line ends
+
+
+def test_workflows_call_targets_that_the_makefile_has():
+    called = {target for path in WORKFLOWS for target in re.findall(r"\bmake ([a-z]+)", path.read_text())}
+    assert called == {"test", "notebooks"} and called <= set(make_targets())
+
+
+def test_the_oldest_and_the_newest_python_are_tested():
+    matrix = re.search(r"python: \[(.+)\]", (ROOT / ".github/workflows/test.yml").read_text())[1]
+    tried = [line.removeprefix("Programming Language :: Python :: ") for line in PROJECT["classifiers"]]
+    assert re.findall(r'"(.+?)"', matrix) == [tried[0], tried[-1]]
+    assert PROJECT["requires-python"] == f">={tried[0]}"
+
+
+def test_workflows_may_only_read():
+    for path in WORKFLOWS:
+        assert re.findall(r"^ *permissions:\n((?: +.+\n)+)", path.read_text(), re.MULTILINE) == ["  contents: read\n"]
+
+
+def test_the_citation_agrees_with_the_project():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {PROJECT['version']}\nlicense: {PROJECT['license']}\n" in text
+    assert re.findall(r"notes: arXiv (.+)", text) == re.findall(r"doi: 10\.48550/arXiv\.(.+)", text)
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the From TopK to Crosscoders")
+
+
+def test_a_checkout_as_on_windows_keeps_every_byte(tmp_path):
+    """`core.autocrlf` is on there, and would put a carriage return at the end of each line."""
+
+    def git(*arguments: str):
+        command = ["git", "-c", "core.autocrlf=true", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=clean_environment())
+
+    (tmp_path / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
+    contents = {name: b"a\nb\n" for name in ("a.py", "a.ipynb", "a.json", "a.csv", "a.jinja", "Makefile")}
+    contents |= {"a.png": b"\x89PNG\r\n\x1a\n", "a.safetensors": b"text\r\nall the same\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    for name in contents:
+        (tmp_path / name).unlink()
+    git("checkout", "--", ".")
+    assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
+
+
 # ---- make
+
+
+def make_targets() -> list[str]:
+    return re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 
 
 def clean_environment() -> dict[str, str]:
@@ -127,16 +182,35 @@ def checkout(tmp_path):
 echo "$@" >> {tmp_path}/calls
 case "$2" in
     venv) mkdir -p .venv/bin && cp {fake} .venv/bin/python ;;
-    pip) test ! -e {tmp_path}/no-network ;;
+    pip) while [ -e {tmp_path}/slow-network ]; do sleep 0.1; done; test ! -e {tmp_path}/no-network ;;
 esac
 """)
     fake.chmod(0o755)
     return tmp_path
 
 
+MAKE = ["make", "PYTHON=./fake-python"]
+
+
 def make(checkout, *arguments: str) -> subprocess.CompletedProcess:
-    command = ["make", "PYTHON=./fake-python", *arguments]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=clean_environment())
+    return subprocess.run([*MAKE, *arguments], cwd=checkout, capture_output=True, text=True, env=clean_environment())
+
+
+@pytest.fixture
+def start_setup(checkout):
+    """`start_setup()` begins `make setup` and returns at its first line; it installs until slow-network is deleted."""
+    started = []
+    (checkout / "slow-network").touch()
+
+    def start() -> tuple[subprocess.Popen, str]:
+        options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen([*MAKE, "setup"], cwd=checkout, env=clean_environment(), **options))
+        return started[-1], started[-1].stdout.readline()
+
+    yield start
+    (checkout / "slow-network").unlink(missing_ok=True)
+    for process in started:
+        process.communicate(timeout=30)
 
 
 def calls(checkout) -> list[str]:
@@ -176,6 +250,34 @@ def test_a_set_up_that_broke_off_is_started_afresh(checkout):
     assert not (checkout / ".venv" / "half-installed").exists()
 
 
+def test_of_two_makes_one_sets_up_and_the_other_waits(checkout, start_setup):
+    first, says = start_setup()
+    assert says.startswith("Setting up .venv")
+    second, says = start_setup()
+    assert says == "Another make is setting up .venv; waiting for it. If none is running, delete .venv.lock.\n"
+    (checkout / "slow-network").unlink()
+    assert (first.wait(30), second.wait(30)) == (0, 0)
+    assert calls(checkout) == INSTALL
+    assert not (checkout / ".venv.lock").exists()
+
+
+def test_an_interrupted_set_up_gives_its_lock_back(checkout, start_setup):
+    first, _ = start_setup()
+    assert (checkout / ".venv.lock" / "holder").exists()
+    os.killpg(first.pid, signal.SIGTERM)
+    assert first.wait(30) != 0
+    assert not (checkout / ".venv.lock").exists() and (checkout / ".venv" / ".half-done").exists()
+
+
+def test_the_lock_of_a_killed_make_holds_nobody_up(checkout):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (checkout / ".venv.lock").mkdir()
+    (checkout / ".venv.lock" / "holder").write_text(f"{gone.pid}\n")
+    assert make(checkout, "setup").returncode == 0
+    assert calls(checkout) == INSTALL
+
+
 def test_an_old_or_missing_python_is_one_clear_sentence(checkout):
     (checkout / "fake-python").write_text("#!/bin/sh\nexit 1\n")
     for python in ("./fake-python", "python-that-is-not-there"):
@@ -188,8 +290,7 @@ def test_an_old_or_missing_python_is_one_clear_sentence(checkout):
 
 def test_help_is_the_default_and_lists_every_target(checkout):
     run = make(checkout)
-    targets = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == targets
+    assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == make_targets()
     assert calls(checkout) == []
 
 
@@ -221,4 +322,10 @@ def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
         "-m helpers.suite.gallery",
     ]
     make(checkout, "test")
-    assert calls(checkout) == ["-m ruff check --quiet .", "-m pytest"]
+    assert calls(checkout) == [
+        "-m ruff check --quiet .",
+        "-m ruff format --check --quiet .",
+        "-m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
+        "-m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff",
+        "-m pytest",
+    ]
