@@ -15,10 +15,10 @@ from torch import Tensor
 
 from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder
-from helpers.diffing.effects import rank_sum
 from helpers.diffing.equal_terms import DIFF, VIEWS
-from helpers.diffing.norms import latent_table, sae_table
-from helpers.diffing.reading import MIN_FIRED, WHERE, Reading, along, auroc_scores, behaviour_table, rank_of
+from helpers.diffing.latent_scaling import latent_table, rank_sum, sae_table
+from helpers.diffing.reading import MIN_FIRED, WHERE, Reading, along
+from helpers.diffing.recovery import auroc_scores, behaviour_table, rank_of
 
 
 def own_orders(method: str, sae: SparseAutoencoder, code: scipy.sparse.csr_array, x: Tensor) -> dict[str, pd.Series]:

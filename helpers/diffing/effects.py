@@ -20,8 +20,7 @@ The whole experiment on one dictionary of a pair has these conditions:
     random, other random     halves of the same latents, by chance
     bias alone               no latent
 
-Dictionaries of other kinds are compared on what they are all about: the difference chat - base that they rebuild, and,
-on an injected pair, the planted directions that one of their rows points along.
+Dictionaries of other kinds are compared on what they are all about: the difference chat - base that they rebuild.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +28,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.activations.injected import InjectedPair
-from helpers.dictionaries.autoencoders import SparseAutoencoder
-from helpers.dictionaries.crosscoders import Crosscoder
+from helpers.diffing.latent_scaling import NU_RANGE, rank_sum
 from helpers.diffing.patching import NONE, Condition, Difference, Patched, error, patch_kl, written
-from helpers.diffing.recovery import COSINE
 from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import Encoded
 
@@ -62,21 +57,6 @@ def effects(patched: Patched, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def contrast(patched: Patched, one: str, other: str, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """KL under one condition less KL under another, a row for each kind of positions: positions, kl, kl_low, kl_high.
-
-    Below zero, `one` is nearer to chat. Raises ValueError for a condition that was not measured.
-    """
-    if missing := [name for name in (one, other) if name not in patched.kl]:
-        raise ValueError(f"there is no condition {missing[0]!r}: choose of {', '.join(patched.kl)}")
-    rows = []
-    for positions in POSITIONS:
-        sums, counts = _by_dialogue(patched, positions)
-        means = _resampled(sums[[one]] - sums[[other]].to_numpy(), counts, draws, seed)
-        rows.append({"positions": positions} | _with_ends("kl", means[:, 0]))
-    return pd.DataFrame(rows)
-
-
 def candidates(table: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
     """Rows of a `latent_table` to be halved: the n largest Delta_norm, or the class chat-only where n is None.
 
@@ -85,16 +65,10 @@ def candidates(table: pd.DataFrame, n: int | None = None) -> pd.DataFrame:
     """
     some = table[table["class"] == "chat-only"] if n is None else table.nlargest(n, "delta")
     ratios = some[["nu_error", "nu_reconstruction"]]
-    usable = some[((ratios >= RATIOS[0]) & (ratios <= RATIOS[1])).all(axis=1) & (some.rate > 0)]
+    usable = some[((ratios >= NU_RANGE[0]) & (ratios <= NU_RANGE[1])).all(axis=1) & (some.rate > 0)]
     if len(usable) < 2:
         raise ValueError(f"{len(usable)} of {len(some)} latents can be halved: give n, or train a larger dictionary")
     return usable
-
-
-def rank_sum(table: pd.DataFrame) -> pd.Series:
-    """Score of each row of a `latent_table` by Latent Scaling, the best highest: -(rank of nu_error + rank of
-    nu_reconstruction)."""
-    return -(table.nu_error.rank() + table.nu_reconstruction.rank())
 
 
 def halves(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +146,7 @@ def measured(
     names: Sequence[str],
     draws: int = 500,
 ) -> pd.DataFrame:
-    """The rows of `patch_effects.effects`, with a column for each part of a case's key in place of `condition`.
+    """The rows of `effects`, with a column for each part of a case's key in place of `condition`.
 
     The first row of each kind of positions is that of None, in all of these columns. Raises ValueError for keys that
     have not as many parts as there are names.
@@ -193,21 +167,3 @@ def explained(difference: Difference, x: Tensor, batch: int = 4096) -> float:
     rebuilt = torch.cat([difference.encode(part) @ difference.rows + bias for part in x.split(batch)])
     wanted = x[:, 1] - x[:, 0]
     return 1 - ((wanted - rebuilt).square().sum() / (wanted - wanted.mean(0)).square().sum()).item()
-
-
-def directions(dictionary: SparseAutoencoder) -> Tensor:
-    """Directions that a dictionary's latents stand for, (m, d_model): a crosscoder's are of base, of chat and of their
-    difference, which points back where base alone has the direction; an autoencoder's are its decoder rows."""
-    if not isinstance(dictionary, Crosscoder):
-        return dictionary.W_dec.detach()
-    base, chat = dictionary.decoders.detach()
-    return torch.cat([base, chat, chat - base, base - chat])
-
-
-def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Series:
-    """Share of the planted directions of each kind that one of some rows (m, d_model) points along; and of those that
-    are one model's alone, "exclusive"."""
-    nearest = (F.normalize(rows, dim=-1) @ pair.directions.T).amax(0)
-    found = pd.Series((nearest > cosine).numpy(), index=pair.labels).astype(float)
-    alone = found[found.index.isin(["chat-only", "base-only"])].mean()
-    return pd.concat([found.groupby(level=0, sort=False).mean(), pd.Series({"exclusive": alone})])

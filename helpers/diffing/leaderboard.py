@@ -1,7 +1,7 @@
 """Recovery of planted differences: one number scale for every method that compares two models.
 
     planted      share of the directions planted in chat alone (pair "injected") that one of the top m candidates points
-                 along, by `planted.COSINE`
+                 along, by `recovery.COSINE`
     behaviours   share of the chat-only behaviours that chat learnt (pair "chat") that one of the top m detects over the
                  answer: F1 of "it is on" and "this token belongs to the behaviour" above a cut
     kl           share of the gap between base and chat that the top m close when written into base (`patching`)
@@ -10,7 +10,7 @@
 m is 10, 50 and 200. A method ranks its candidates by a score of its own and calls chat-only by a cut of its own. No
 label is used for either. A candidate that never fires on held-out tokens is not live, and is left out everywhere.
 
-    score(Method("mine", fit), pairs)        a row for each seed, where fit(pairs, "chat", seed) returns a `Found`
+    score_method(Method("mine", fit), pairs)    a row for each seed, where fit(pairs, "chat", seed) returns a `Found`
 
 Dictionaries are those of notebooks 09 to 12, as sparse as the L1 crosscoder of the pair. On "self" they read a sixth of
 the tokens, as in notebook 09.
@@ -32,8 +32,9 @@ from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.dictionaries.sweeps import Cell
-from helpers.diffing.effects import RATIOS, effects
-from helpers.diffing.norms import classes, delta_norm, sae_table
+from helpers.diffing.effects import effects
+from helpers.diffing.latent_scaling import NU_RANGE, SAE_SPECIFIC, sae_table
+from helpers.diffing.norms import classes, delta_norm
 from helpers.diffing.patching import Difference, crosscoder_difference, patch_kl, sae_difference, written
 from helpers.diffing.recovery import COSINE, f1_scores, larger_rows, match_planted
 from helpers.subjects.chat_tuning import planted_behaviours
@@ -43,7 +44,6 @@ from helpers.text.dialogues import BEHAVIOURS
 TOPS = (10, 50, 200)
 NULLS = ("self", "longer")
 F1 = 0.3  # a latent with at least this detects a behaviour over the answer
-RATIO = 0.3  # of Latent Scaling: below, a latent of an autoencoder is chat-only (Dumas, Minder & Nanda 2025)
 SAMPLE = 2**16  # tokens that the mean difference is taken over; hundreds of directions need no more
 SHORT = 6  # on "self" a dictionary reads 1 / SHORT of the tokens
 
@@ -68,7 +68,7 @@ class Method:
     calls: str = "all it has"
 
 
-def score(
+def score_method(
     method: Method,
     pairs: TrainedPairs,
     seeds: Iterable[int] | None = None,
@@ -92,7 +92,7 @@ def score(
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `score`, also of several methods -> method, measure, mean, low, high, seeds: an interval over seeds."""
+    """Rows of `score_method`, also of several methods -> method, measure, mean, low, high (over seeds), seeds."""
     measures = [name for name in rows if name not in ("method", "seed")]
     found = []
     for method, part in rows.groupby("method", sort=False):
@@ -105,7 +105,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `score`, to be printed: per cent with half the width of the interval; a row for each method."""
+    """Rows of `score_method`, to be printed: per cent with half the width of the interval; a row for each method."""
     long = summary(rows)
     long["cell"] = [percent(*ends) for ends in zip(long["mean"], long.low, long.high, strict=True)]
     wide = long.pivot(index="method", columns="measure", values="cell")
@@ -205,7 +205,7 @@ def of_crosscoder(crosscoder: Crosscoder) -> Found:
 
 def of_sae(sae: SparseAutoencoder, view: str, x: Tensor | None = None) -> Found:
     """An autoencoder of the difference or of chat. With pairs x (n, 2, d_model) to scale on, the latents that base has
-    least of come first, and below a ratio of `RATIO` they are called chat-only."""
+    least of come first, and below a ratio of `SAE_SPECIFIC` they are called chat-only."""
     found = Found(
         sae.W_dec.detach(),
         lambda pairs: sae.eval().encode(view_of(pairs, view)),
@@ -214,8 +214,8 @@ def of_sae(sae: SparseAutoencoder, view: str, x: Tensor | None = None) -> Found:
     if x is None:
         return found
     ratio = sae_table(sae, view, x).nu_activation
-    size = ratio.where(ratio.between(*RATIOS)).abs().to_numpy()
-    return found._replace(scores=-size, called=size < RATIO)
+    size = ratio.where(ratio.between(*NU_RANGE)).abs().to_numpy()
+    return found._replace(scores=-size, called=size < SAE_SPECIFIC)
 
 
 def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.ndarray | None = None) -> Found:
@@ -255,7 +255,7 @@ def autoencoders(name: str, view: str, scaling: bool, **changes) -> Method:
         sae = _trained(pairs, pair, pairs.cells("BatchTopK", kind=Cell, **given), seed, view)
         return of_sae(sae, view, x if scaling else None)
 
-    return Method(name, fit, "|ν|, least first", f"|ν| < {RATIO}") if scaling else Method(name, fit)
+    return Method(name, fit, "|ν|, least first", f"|ν| < {SAE_SPECIFIC}") if scaling else Method(name, fit)
 
 
 def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
@@ -273,7 +273,7 @@ def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
     return of_directions(rows, scores=-np.arange(len(rows)))
 
 
-METHODS = [
+STANDARD = [
     crosscoders("L1", "ReLU"),
     crosscoders("BatchTopK", "BatchTopK"),
     crosscoders("decoupled", "BatchTopK", decoupled=True),

@@ -1,18 +1,14 @@
-"""What do latents tell about an answer? Labelled dialogues, codes of their tokens, and scores against labels.
+"""What do latents tell about an answer? Labelled dialogues, the codes of their tokens, and a row for each latent.
 
     codes      (tokens, n_latents), sparse, at least zero; of a direction, x . d less the least of them
-    AUROC      share of pairs (token of the label, other token) in which the latent is higher on the first, ties half
-    F1         2 hits / (tokens on + tokens of the label), on from a cut upwards
     template   share of a latent's firings that fall on tokens of the chat template, <bos> left out
 
-The best of 1,024 latents looks good by luck. So the latent and its cut are chosen on one half of the dialogues, and
-scored on the other. Every other token is a token of the same kind: decisions are told from decisions, tokens of answers
-from tokens of answers. A latent that is on wherever an answer begins would else pass as a detector of each behaviour.
+Scores against labels are those of `recovery`: chosen on one half of the dialogues, measured on the other.
 
 Source: section 2.8 of the facts on Minder, Dumas et al. 2025, for template shares.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +17,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from helpers.diffing.recovery import behaviour_table, detection_scores
 from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import TEMPLATE, Encoded, rows_of
 
@@ -93,89 +90,6 @@ def template_shares(codes: scipy.sparse.sparray, template: np.ndarray) -> np.nda
     return np.where(fired > 0, (template.astype(np.float64) @ on) / np.maximum(fired, 1), np.nan)
 
 
-def auroc_scores(codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """AUROC of each latent for each label, (n_labels, n_latents); NaN where no token or every token has the label.
-
-    labels (tokens,), -1 for none. Exact, in one sort of what is above zero: zeros share one rank.
-    """
-    columns = _columns(codes)
-    n, m = columns.shape
-    latents = _latents(columns)
-    ranks, zeros = _ranks(columns, latents), n - np.diff(columns.indptr)
-    label = labels[columns.indices].astype(np.int64)
-    flat = (label * m + latents)[label >= 0]
-    sums = np.bincount(flat, ranks[label >= 0], n_labels * m).reshape(n_labels, m)
-    above = np.bincount(flat, minlength=n_labels * m).reshape(n_labels, m)
-    there = np.bincount(labels[labels >= 0], minlength=n_labels)[:, None]
-    sums = sums + (there - above) * (zeros + 1) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (sums - there * (there + 1) / 2) / (there * (n - there))
-
-
-def cut_scores(
-    codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n_labels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best F1 of each latent for each label, and the cut from which upwards it counts as on: (n_labels, n_latents).
-
-    A latent that never fires, and a label that no token has, give 0 and an infinite cut.
-    """
-    columns = _columns(codes)
-    m, latents = columns.shape[1], _latents(columns)
-    order = np.lexsort((-columns.data, latents))
-    values, label, latents = columns.data[order], labels[columns.indices[order]], latents[order]
-    on = np.arange(len(values)) - columns.indptr[latents] + 1  # tokens from this one upwards
-    last = np.r_[(np.diff(values) != 0) | (np.diff(latents) != 0), True][: len(values)]  # of those of one value
-    alive = np.flatnonzero(np.diff(columns.indptr))
-    best, cuts = np.zeros((n_labels, m)), np.full((n_labels, m), np.inf)
-    for i, there in enumerate(np.bincount(labels[labels >= 0], minlength=n_labels)):
-        if not there or not alive.size:
-            continue
-        hits = np.cumsum(np.r_[0, label == i])
-        hits = hits[1:] - hits[columns.indptr[latents]]
-        f1 = np.where(last, 2 * hits / (on + there), 0.0)
-        best[i, alive] = np.maximum.reduceat(f1, columns.indptr[alive])
-        places = np.flatnonzero((f1 == best[i, latents]) & (f1 > 0))[::-1]  # the first of equals is written last
-        cuts[i, latents[places]] = values[places]
-    return best, cuts
-
-
-def behaviour_table(
-    codes: scipy.sparse.csr_array,
-    labels: np.ndarray,
-    first: np.ndarray,
-    names: Sequence[str],
-    among: np.ndarray | bool = True,
-) -> pd.DataFrame:
-    """The best latent for each label, chosen where `first` (tokens,) bool is true and scored where it is not.
-
-    Only tokens that have a label count, as this or as another. `among`: latents to choose from, (n_latents,) bool, or
-    (n_labels, n_latents) for each label its own. Columns: behaviour, n (its tokens in the half that scores); by AUROC
-    latent, auroc, auroc_chosen (on the half that chose); by F1 f1_latent, cut, f1, f1_chosen. A label that is missing
-    in a half has NaN, and -1 for its latents.
-    """
-    halves = [(codes[some], labels[some]) for some in (first & (labels >= 0), ~first & (labels >= 0))]
-    (codes_a, labels_a), (codes_b, labels_b) = halves
-    n, rows = len(names), np.arange(len(names))
-    counts = [np.bincount(each, minlength=n) for each in (labels_a, labels_b)]
-    usable = [(count > 0) & (count < count.sum()) for count in counts]
-    usable = usable[0] & usable[1]
-    aurocs, (f1s, cuts) = auroc_scores(codes_a, labels_a, n), cut_scores(codes_a, labels_a, n)
-    allowed = np.broadcast_to(among, aurocs.shape)
-    latent, f1_latent = (np.where(allowed, np.nan_to_num(s), -1).argmax(1) for s in (aurocs, f1s))
-    cut = cuts[rows, f1_latent]
-    on = scipy.sparse.csr_array(codes_b[:, f1_latent].toarray() >= cut)
-    scores = {
-        "auroc": auroc_scores(codes_b[:, latent], labels_b, n)[rows, rows],
-        "auroc_chosen": aurocs[rows, latent],
-        "f1": _f1_of_on(on, labels_b, n)[rows, rows],
-        "f1_chosen": f1s[rows, f1_latent],
-    }
-    found = {"latent": latent, "f1_latent": f1_latent}
-    found = {name: np.where(usable, each, -1) for name, each in found.items()}
-    scores = {name: np.where(usable, each, np.nan) for name, each in (scores | {"cut": cut}).items()}
-    return pd.DataFrame({"behaviour": list(names), "n": counts[1]} | found | scores)
-
-
 def behaviour_rows(
     code: scipy.sparse.csr_array, reading: Reading, names: Sequence[str], among: np.ndarray | bool = True
 ) -> pd.DataFrame:
@@ -212,26 +126,6 @@ def latent_rows(table: pd.DataFrame, code: scipy.sparse.csr_array, reading: Read
     table["detected"] = detection_scores(code, labellings, reading.first).f1
     alive = table[(table.rate > 0) & (table.fired >= MIN_FIRED)].sort_values("delta", ascending=False)
     return alive.assign(leaning=np.arange(len(alive)) < LEANING * code.shape[1])
-
-
-def detection_scores(
-    codes: scipy.sparse.csr_array, labellings: Mapping[str, np.ndarray], first: np.ndarray
-) -> pd.DataFrame:
-    """How well the label that fits a latent best says when it is on: a row for each latent, labelling, label, f1.
-
-    The label is chosen where `first` (tokens,) bool is true, of all `labellings` (tokens,), -1 for none; f1 is that of
-    the other tokens. All tokens count. A latent that is off in the half that chooses has f1 NaN.
-    """
-    on = scipy.sparse.csr_array(codes > 0)
-    names, scores = [], []
-    for name, labels in labellings.items():
-        n = max(labels.max() + 1, 1)
-        names += [(name, label) for label in range(n)]
-        scores.append([_f1_of_on(on[some], labels[some], n) for some in (first, ~first)])
-    chosen, other = (np.concatenate([pair[half] for pair in scores]) for half in (0, 1))
-    best = chosen.argmax(0)
-    f1 = np.where(on[first].sum(0) > 0, other[best, np.arange(other.shape[1])], np.nan)
-    return pd.DataFrame([names[i] for i in best], columns=["labelling", "label"]).assign(f1=f1)
 
 
 def side_by_side(values: np.ndarray, reading: Reading, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -272,55 +166,6 @@ def linear_probes(x: Tensor, labels: np.ndarray, n_labels: int, ridge: float = 1
     square = x.T @ x / len(x)
     price = ridge * square.diagonal().mean().clamp(min=1e-12) * torch.eye(len(square), dtype=x.dtype)
     return torch.linalg.solve(square + price, x.T @ wanted / len(x)).T.float()
-
-
-def rank_of(scores: np.ndarray | pd.Series, latent: int, alive: np.ndarray | None = None) -> float:
-    """Place of a latent when all are ordered by score, the highest first and as the first: 1, 2, ...
-
-    Equal scores share the mean of their places. Latents without a score, or not in `alive` (bool), are left out; a
-    latent that is left out has no rank (NaN).
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    counted = np.isfinite(scores) if alive is None else np.isfinite(scores) & alive
-    if latent < 0 or not counted[latent]:
-        return float("nan")
-    others = scores[counted]
-    return float((others > scores[latent]).sum() + ((others == scores[latent]).sum() + 1) / 2)
-
-
-def _columns(codes: scipy.sparse.sparray | np.ndarray) -> scipy.sparse.csc_array:
-    columns = scipy.sparse.csc_array(codes)
-    columns.eliminate_zeros()
-    if columns.nnz and not columns.data.min() > 0:
-        raise ValueError("codes are at least zero: shift what may be negative, as `along` does")
-    return columns
-
-
-def _latents(columns: scipy.sparse.csc_array) -> np.ndarray:
-    """Of each entry, (nnz,)."""
-    return np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
-
-
-def _ranks(columns: scipy.sparse.csc_array, latents: np.ndarray) -> np.ndarray:
-    """Rank of each entry among all tokens of its latent, from 1 for the lowest; equals share their mean. (nnz,)"""
-    order = np.lexsort((columns.data, latents))
-    values, latents = columns.data[order], latents[order]
-    new = np.r_[True, (np.diff(values) != 0) | (np.diff(latents) != 0)][: len(values)]
-    group = np.cumsum(new) - 1
-    zeros = columns.shape[0] - np.diff(columns.indptr)
-    places = np.arange(len(values)) - columns.indptr[latents] + 1 + zeros[latents]
-    means = np.bincount(group, places) / np.maximum(np.bincount(group), 1)
-    ranks = np.empty(len(values))
-    ranks[order] = means[group]
-    return ranks
-
-
-def _f1_of_on(on: scipy.sparse.csr_array, labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """F1 of "is on" (tokens, n_latents) bool against each label: (n_labels, n_latents)."""
-    labelled = scipy.sparse.csr_array(_one_hot(labels, n_labels).numpy())
-    on = on.astype(np.float32)
-    hits = (labelled.T @ on).toarray()
-    return 2 * hits / np.maximum(on.sum(0) + labelled.sum(0)[:, None], 1)
 
 
 def _one_hot(labels: np.ndarray, n_labels: int) -> Tensor:

@@ -1,26 +1,34 @@
-"""What a crosscoder found of what was planted: exact on an injected pair, by labels on a fine-tuned one.
+"""What was found of what was planted: exact on an injected pair, by labels of tokens on a fine-tuned one.
 
-    injected     latent j is of planted direction v_i if the cosine of its larger decoder row with v_i is above a cut
-    fine-tuned   F1 of "latent j is on" against "this token belongs to behaviour b", over labelled tokens
+    injected     a row is of planted direction v_i if its cosine with v_i is above a cut
+    F1           of "latent j is on" against "this token has the label"   2 hits / (tokens on + tokens of the label)
+    AUROC        share of pairs (token of the label, other token) in which the latent is higher on the first, ties half
 
 A method that calls some latents chat-only is then right or wrong about each:
 
-    precision   of the latents that it calls chat-only, the share that are
-    recall      of what was planted in chat alone, the share that at least one of these latents is about
+    precision    of the latents that it calls chat-only, the share that are
+    recall       of what was planted in chat alone, the share that at least one of these latents is about
+
+The best of 1,024 latents looks good by luck. So the latent and its cut are chosen on one half of the dialogues, and
+scored on the other. Every other token is a token of the same kind: decisions are told from decisions, tokens of answers
+from tokens of answers. A latent that is on wherever an answer begins would else pass as a detector of each behaviour.
+
+Codes are (tokens, n_latents), at least zero, dense or sparse; labels (tokens,), -1 for none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.activations.injected import InjectedPair
+from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
-from helpers.dictionaries.kernels import code_of
 
 COSINE = 0.7  # two random directions in 256 dimensions stay below 0.25
 
@@ -30,15 +38,12 @@ class Score(NamedTuple):
     recall: float
 
 
+# ---- planted directions
+
+
 def planted_of(crosscoder: Crosscoder, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
     """`match_planted` of each latent's larger decoder row."""
     return match_planted(larger_rows(crosscoder), pair, cosine)
-
-
-def larger_rows(crosscoder: Crosscoder) -> Tensor:
-    """The longer of the two decoder rows of each latent, chat's if they are equal: (n_latents, d_model)."""
-    base, chat = crosscoder.decoders.detach()
-    return torch.where((chat.norm(dim=-1) >= base.norm(dim=-1)).unsqueeze(-1), chat, base)
 
 
 def match_planted(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
@@ -53,6 +58,12 @@ def match_planted(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> p
     )
 
 
+def larger_rows(crosscoder: Crosscoder) -> Tensor:
+    """The longer of the two decoder rows of each latent, chat's if they are equal: (n_latents, d_model)."""
+    base, chat = crosscoder.decoders.detach()
+    return torch.where((chat.norm(dim=-1) >= base.norm(dim=-1)).unsqueeze(-1), chat, base)
+
+
 def score_planted(called: np.ndarray, planted: pd.DataFrame, labels: Sequence[str]) -> Score:
     """Of latents called chat-only, (n_latents,) bool, against the directions that are in chat alone.
 
@@ -63,18 +74,34 @@ def score_planted(called: np.ndarray, planted: pd.DataFrame, labels: Sequence[st
     return Score(_share(right.sum(), called.sum()), planted.planted[right].nunique() / n_wanted)
 
 
-def f1_scores(latents: Tensor, labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """F1 of each latent as a detector of each label, (n_labels, n_latents); 0 where a label never occurs.
+def directions(dictionary: SparseAutoencoder) -> Tensor:
+    """Directions that a dictionary's latents stand for, (m, d_model): a crosscoder's are of base, of chat and of their
+    difference, which points back where base alone has the direction; an autoencoder's are its decoder rows."""
+    if not isinstance(dictionary, Crosscoder):
+        return dictionary.W_dec.detach()
+    base, chat = dictionary.decoders.detach()
+    return torch.cat([base, chat, chat - base, base - chat])
 
-    latents (tokens, n_latents), on where above zero; labels (tokens,), -1 for none of them.
-    """
-    code = code_of(latents)
-    fired = torch.bincount(code.latents, minlength=latents.shape[1]).numpy()
-    label = labels[code.tokens.numpy()].astype(np.int64)  # of each pair (token, latent)
-    flat = (label * latents.shape[1] + code.latents.numpy())[label >= 0]
-    both = np.bincount(flat, minlength=n_labels * latents.shape[1]).reshape(n_labels, -1)
-    there = np.bincount(labels[labels >= 0], minlength=n_labels)
-    return 2 * both / np.maximum(fired + there[:, None], 1)
+
+def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Series:
+    """Share of the planted directions of each kind that one of some rows (m, d_model) points along; and of those that
+    are one model's alone, "exclusive"."""
+    nearest = (F.normalize(rows, dim=-1) @ pair.directions.T).amax(0)
+    found = pd.Series((nearest > cosine).numpy(), index=pair.labels).astype(float)
+    alone = found[found.index.isin(["chat-only", "base-only"])].mean()
+    return pd.concat([found.groupby(level=0, sort=False).mean(), pd.Series({"exclusive": alone})])
+
+
+# ---- labels of tokens
+
+
+def f1_scores(codes: Tensor | np.ndarray | scipy.sparse.sparray, labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """F1 of each latent, on where above zero, as a detector of each label, (n_labels, n_latents); 0 where a label never
+    occurs."""
+    on = scipy.sparse.csr_array(codes > 0).astype(np.float64)
+    labelled = scipy.sparse.csr_array(labels[:, None] == np.arange(n_labels)).astype(np.float64)
+    hits = (labelled.T @ on).toarray()
+    return 2 * hits / np.maximum(on.sum(0) + labelled.sum(0)[:, None], 1)
 
 
 def score_behaviours(called: np.ndarray, f1: np.ndarray, wanted: np.ndarray, cut: float) -> Score:
@@ -85,6 +112,150 @@ def score_behaviours(called: np.ndarray, f1: np.ndarray, wanted: np.ndarray, cut
     about, good = f1.argmax(0), f1.max(0) > cut
     right = called & good & wanted[about]
     return Score(_share(right.sum(), called.sum()), len(set(about[right])) / max(1, wanted.sum()))
+
+
+def auroc_scores(codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """AUROC of each latent for each label, (n_labels, n_latents); NaN where no token or every token has the label.
+
+    labels (tokens,), -1 for none. Exact, in one sort of what is above zero: zeros share one rank.
+    """
+    columns = _columns(codes)
+    n, m = columns.shape
+    latents = _latents(columns)
+    ranks, zeros = _ranks(columns, latents), n - np.diff(columns.indptr)
+    label = labels[columns.indices].astype(np.int64)
+    flat = (label * m + latents)[label >= 0]
+    sums = np.bincount(flat, ranks[label >= 0], n_labels * m).reshape(n_labels, m)
+    above = np.bincount(flat, minlength=n_labels * m).reshape(n_labels, m)
+    there = np.bincount(labels[labels >= 0], minlength=n_labels)[:, None]
+    sums = sums + (there - above) * (zeros + 1) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums - there * (there + 1) / 2) / (there * (n - there))
+
+
+def cut_scores(
+    codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best F1 of each latent for each label, and the cut from which upwards it counts as on: (n_labels, n_latents).
+
+    A latent that never fires, and a label that no token has, give 0 and an infinite cut.
+    """
+    columns = _columns(codes)
+    m, latents = columns.shape[1], _latents(columns)
+    order = np.lexsort((-columns.data, latents))
+    values, label, latents = columns.data[order], labels[columns.indices[order]], latents[order]
+    on = np.arange(len(values)) - columns.indptr[latents] + 1  # tokens from this one upwards
+    last = np.r_[(np.diff(values) != 0) | (np.diff(latents) != 0), True][: len(values)]  # of those of one value
+    alive = np.flatnonzero(np.diff(columns.indptr))
+    best, cuts = np.zeros((n_labels, m)), np.full((n_labels, m), np.inf)
+    for i, there in enumerate(np.bincount(labels[labels >= 0], minlength=n_labels)):
+        if not there or not alive.size:
+            continue
+        hits = np.cumsum(np.r_[0, label == i])
+        hits = hits[1:] - hits[columns.indptr[latents]]
+        f1 = np.where(last, 2 * hits / (on + there), 0.0)
+        best[i, alive] = np.maximum.reduceat(f1, columns.indptr[alive])
+        places = np.flatnonzero((f1 == best[i, latents]) & (f1 > 0))[::-1]  # the first of equals is written last
+        cuts[i, latents[places]] = values[places]
+    return best, cuts
+
+
+def behaviour_table(
+    codes: scipy.sparse.csr_array,
+    labels: np.ndarray,
+    first: np.ndarray,
+    names: Sequence[str],
+    among: np.ndarray | bool = True,
+) -> pd.DataFrame:
+    """The best latent for each label, chosen where `first` (tokens,) bool is true and scored where it is not.
+
+    Only tokens that have a label count, as this or as another. `among`: latents to choose from, (n_latents,) bool, or
+    (n_labels, n_latents) for each label its own. Columns: behaviour, n (its tokens in the half that scores); by AUROC
+    latent, auroc, auroc_chosen (on the half that chose); by F1 f1_latent, cut, f1, f1_chosen. A label that is missing
+    in a half has NaN, and -1 for its latents.
+    """
+    halves = [(codes[some], labels[some]) for some in (first & (labels >= 0), ~first & (labels >= 0))]
+    (codes_a, labels_a), (codes_b, labels_b) = halves
+    n, rows = len(names), np.arange(len(names))
+    counts = [np.bincount(each, minlength=n) for each in (labels_a, labels_b)]
+    usable = [(count > 0) & (count < count.sum()) for count in counts]
+    usable = usable[0] & usable[1]
+    aurocs, (f1s, cuts) = auroc_scores(codes_a, labels_a, n), cut_scores(codes_a, labels_a, n)
+    allowed = np.broadcast_to(among, aurocs.shape)
+    latent, f1_latent = (np.where(allowed, np.nan_to_num(s), -1).argmax(1) for s in (aurocs, f1s))
+    cut = cuts[rows, f1_latent]
+    on = codes_b[:, f1_latent].toarray() >= cut
+    scores = {
+        "auroc": auroc_scores(codes_b[:, latent], labels_b, n)[rows, rows],
+        "auroc_chosen": aurocs[rows, latent],
+        "f1": f1_scores(on, labels_b, n)[rows, rows],
+        "f1_chosen": f1s[rows, f1_latent],
+    }
+    found = {"latent": latent, "f1_latent": f1_latent}
+    found = {name: np.where(usable, each, -1) for name, each in found.items()}
+    scores = {name: np.where(usable, each, np.nan) for name, each in (scores | {"cut": cut}).items()}
+    return pd.DataFrame({"behaviour": list(names), "n": counts[1]} | found | scores)
+
+
+def detection_scores(
+    codes: scipy.sparse.csr_array, labellings: Mapping[str, np.ndarray], first: np.ndarray
+) -> pd.DataFrame:
+    """How well the label that fits a latent best says when it is on: a row for each latent, labelling, label, f1.
+
+    The label is chosen where `first` (tokens,) bool is true, of all `labellings` (tokens,), -1 for none; f1 is that of
+    the other tokens. All tokens count. A latent that is off in the half that chooses has f1 NaN.
+    """
+    on = scipy.sparse.csr_array(codes > 0)
+    names, scores = [], []
+    for name, labels in labellings.items():
+        n = max(labels.max() + 1, 1)
+        names += [(name, label) for label in range(n)]
+        scores.append([f1_scores(on[some], labels[some], n) for some in (first, ~first)])
+    chosen, other = (np.concatenate([pair[half] for pair in scores]) for half in (0, 1))
+    best = chosen.argmax(0)
+    f1 = np.where(on[first].sum(0) > 0, other[best, np.arange(other.shape[1])], np.nan)
+    return pd.DataFrame([names[i] for i in best], columns=["labelling", "label"]).assign(f1=f1)
+
+
+def rank_of(scores: np.ndarray | pd.Series, latent: int, alive: np.ndarray | None = None) -> float:
+    """Place of a latent when all are ordered by score, the highest first and as the first: 1, 2, ...
+
+    Equal scores share the mean of their places. Latents without a score, or not in `alive` (bool), are left out; a
+    latent that is left out has no rank (NaN).
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    counted = np.isfinite(scores) if alive is None else np.isfinite(scores) & alive
+    if latent < 0 or not counted[latent]:
+        return float("nan")
+    others = scores[counted]
+    return float((others > scores[latent]).sum() + ((others == scores[latent]).sum() + 1) / 2)
+
+
+def _columns(codes: scipy.sparse.sparray | np.ndarray) -> scipy.sparse.csc_array:
+    columns = scipy.sparse.csc_array(codes)
+    columns.eliminate_zeros()
+    if columns.nnz and not columns.data.min() > 0:
+        raise ValueError("codes are at least zero: shift what may be negative, as `along` does")
+    return columns
+
+
+def _latents(columns: scipy.sparse.csc_array) -> np.ndarray:
+    """Of each entry, (nnz,)."""
+    return np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
+
+
+def _ranks(columns: scipy.sparse.csc_array, latents: np.ndarray) -> np.ndarray:
+    """Rank of each entry among all tokens of its latent, from 1 for the lowest; equals share their mean. (nnz,)"""
+    order = np.lexsort((columns.data, latents))
+    values, latents = columns.data[order], latents[order]
+    new = np.r_[True, (np.diff(values) != 0) | (np.diff(latents) != 0)][: len(values)]
+    group = np.cumsum(new) - 1
+    zeros = columns.shape[0] - np.diff(columns.indptr)
+    places = np.arange(len(values)) - columns.indptr[latents] + 1 + zeros[latents]
+    means = np.bincount(group, places) / np.maximum(np.bincount(group), 1)
+    ranks = np.empty(len(values))
+    ranks[order] = means[group]
+    return ranks
 
 
 def _share(part: int, whole: int) -> float:

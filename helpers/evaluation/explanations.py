@@ -6,7 +6,7 @@ An example is a text that ends where a latent is on, with activation a. With f(t
     START      belongs in front of the suffix if one more token there, the padding, breaks it: f(pad + suffix) < a / 2
     saliency   of a token: 1 - f(suffix with padding in its place) / f(suffix); below a half it becomes ANY
 
-and the pattern goes into the latent's trie (n2g_trie.py). Tokens are counted:
+and the pattern goes into the latent's trie (trie.py). Tokens are counted:
 
     precision  P(latent on | explanation fires)     recall  P(explanation fires | latent on)     F1  of the two
 
@@ -170,7 +170,9 @@ def predictions(tries: Mapping[int, Trie], rows: np.ndarray, n_latents: int) -> 
     return scipy.sparse.csc_array(parts, shape=(rows.size, n_latents))
 
 
-def score(predicted: scipy.sparse.csc_array, codes: scipy.sparse.csc_array, latents: Iterable[int]) -> pd.DataFrame:
+def explanation_scores(
+    predicted: scipy.sparse.csc_array, codes: scipy.sparse.csc_array, latents: Iterable[int]
+) -> pd.DataFrame:
     """A row for each latent: tokens where it is `active`, where its explanation `fired`, where both (`hits`); its
     density, precision, recall, f1.
 

@@ -15,7 +15,7 @@ from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.quality import evaluate
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, sweep
 from helpers.dictionaries.training import TrainConfig
-from helpers.diffing.norms import sae_table
+from helpers.diffing.latent_scaling import sae_table
 
 D, N = 8, 16
 PAIR = torch.tensor([[[1.0, 2.0], [4.0, 8.0]], [[0.0, 0.0], [-1.0, 1.0]]])  # two tokens

@@ -10,10 +10,10 @@ from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
 from helpers.evaluation.explanations import (
     examples_of,
     explain,
+    explanation_scores,
     firings,
     last_activations,
     predictions,
-    score,
     site_activations,
 )
 from helpers.subjects.subject import load_subject
@@ -34,7 +34,7 @@ def test_two_hundred_latents(capsys):
     examples = examples_of(codes, rows.numpy(), latents, n=16)
     (pad,) = subject.tokenizer.encode(" _", add_special_tokens=False)
     found = explain(functools.partial(last_activations, subject, sae), examples, pad)
-    table = score(predictions(found.tries, rows.numpy(), sae.n_latents), codes, latents)
+    table = explanation_scores(predictions(found.tries, rows.numpy(), sae.n_latents), codes, latents)
     seconds = time.perf_counter() - start
     with capsys.disabled():
         print(f"\n{len(table)} latents, {len(examples)} examples: {seconds:.1f} s on {torch.get_num_threads()} threads")

@@ -10,24 +10,20 @@ import torch
 from tiny_text import A, T, U
 from twins import D_MODEL, random_dialogue, save_tiny
 
-from helpers.activations.injected import InjectedPair, Plan
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.diffing.effects import (
     candidates,
     cases,
-    contrast,
-    directions,
     effects,
     explained,
     halves,
     measured,
     nested,
     random_halves,
-    rank_sum,
-    recalls,
     sets_of,
 )
+from helpers.diffing.latent_scaling import rank_sum
 from helpers.diffing.patching import Patched, crosscoder_difference, patch_kl, sae_difference, written
 from helpers.subjects.pair import SubjectPair
 from helpers.subjects.subject import load_subject
@@ -85,21 +81,7 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_dialogues():
     np.testing.assert_allclose([found.recovered_low, found.recovered_high], slow, rtol=0.05)
 
 
-def test_a_contrast_is_paired():
-    data = many()
-    found, alone = contrast(data, "one", "other").set_index("positions").loc["full"], effects(data)
-    assert found.kl == pytest.approx((data.kl["one"] - data.kl["other"]).mean())
-    slow = slow_interval(data, lambda kl: (kl["one"] - kl["other"]).mean(), draws=600)
-    np.testing.assert_allclose([found.kl_low, found.kl_high], slow, rtol=0.1, atol=0.02)
-    widest = alone[alone.condition == "one"].iloc[1]
-    assert found.kl_high - found.kl_low < 0.5 * (widest.kl_high - widest.kl_low)
-    same = contrast(data, "one", "one")
-    assert (same[["kl", "kl_low", "kl_high"]] == 0).all(axis=None)
-
-
 def test_nothing_is_averaged_over_nothing():
-    with pytest.raises(ValueError, match="there is no condition 'Al': choose of None, All"):
-        contrast(SMALL, "All", "Al")
     with pytest.raises(ValueError, match=r"0 dialogue\(s\) have first nine positions: an interval needs two"):
         effects(patched({"None": [1.0, 1.0]}, [0, 1], [False, False]))
     with pytest.raises(ValueError, match=r"1 dialogue\(s\) have first nine positions"):
@@ -258,37 +240,3 @@ def test_explained_equals_a_loop_over_tokens(pair, kind):
         missed += (wanted - rebuilt).square().sum().item()
         total += (wanted - mean).square().sum().item()
     assert explained(made, x, batch=7) == pytest.approx(1 - missed / total, rel=1e-4)
-
-
-class Background:
-    """As much of a stream as directions need."""
-
-    n_activations, batch_size = 64, 8
-
-    def take(self, n):
-        return torch.randn(n, 40, generator=torch.Generator().manual_seed(0))
-
-
-def test_recall_by_hand():
-    pair = InjectedPair(Background(), Plan(each=2, rhos=(0.5,)))
-    v = pair.directions  # chat-only, base-only, shared, context, weak: two each
-    found = recalls(torch.stack([3 * v[0], v[1] + 0.1 * v[9], v[3], v[4] + 1.5 * v[5], -v[8]]), pair)
-    assert found.to_dict() == {
-        "chat-only": 1.0,
-        "base-only": 0.5,
-        "shared": 0.5,  # cosines 0.55 and 0.83
-        "context": 0.0,
-        "weak": 0.0,  # a row points one way only
-        "exclusive": 0.75,
-    }
-
-
-def test_directions_of_a_crosscoder_are_of_both_models_and_their_difference():
-    dictionary = crosscoder()
-    base, chat = dictionary.decoders.detach()
-    found = directions(dictionary)
-    assert found.shape == (4 * N, D_MODEL)
-    torch.testing.assert_close(found[2 * N : 3 * N] + found[:N], found[N : 2 * N])
-    torch.testing.assert_close(found[3 * N :], -found[2 * N : 3 * N])
-    torch.testing.assert_close(found[:N], base)
-    torch.testing.assert_close(directions(sae()), sae().W_dec.detach())

@@ -20,8 +20,9 @@ from helpers.dictionaries.pair_collection import PLANS, TrainedPairs
 from helpers.dictionaries.sweeps import Cell
 from helpers.diffing import leaderboard
 from helpers.diffing.effects import effects
+from helpers.diffing.latent_scaling import sae_table
 from helpers.diffing.leaderboard import (
-    METHODS,
+    STANDARD,
     Found,
     Method,
     mean_difference,
@@ -29,11 +30,10 @@ from helpers.diffing.leaderboard import (
     of_directions,
     of_sae,
     ranked,
-    score,
+    score_method,
     summary,
     table,
 )
-from helpers.diffing.norms import sae_table
 from helpers.diffing.patching import patch_kl, written
 from helpers.subjects.subject import load_subject
 from helpers.text.dialogues import BEHAVIOURS
@@ -85,7 +85,7 @@ def method(found, name="by hand"):
 
 
 def one(method, pairs, **options):
-    return score(method, pairs, [3], **options).iloc[0]
+    return score_method(method, pairs, [3], **options).iloc[0]
 
 
 # ---- ranking
@@ -292,8 +292,8 @@ def test_the_mean_difference_comes_first_and_then_its_principal_components():
 
 
 def test_every_method_gives_a_row_for_each_seed(pairs, monkeypatch):
-    board = pd.concat([score(each, pairs, tops=(2, 8)) for each in METHODS])
-    assert board.method.unique().tolist() == [each.name for each in METHODS] and len(board) == 2 * len(METHODS)
+    board = pd.concat([score_method(each, pairs, tops=(2, 8)) for each in STANDARD])
+    assert board.method.unique().tolist() == [each.name for each in STANDARD] and len(board) == 2 * len(STANDARD)
     measures = [f"{what}_{m}" for what in ("planted", "behaviours", "kl") for m in (2, 8)]
     assert list(board) == ["method", "seed", *measures, "false_self", "false_longer"]
     assert np.isfinite(board.drop(columns="method")).all(axis=None) and (board[measures] <= 1).all(axis=None)
@@ -303,7 +303,7 @@ def test_every_method_gives_a_row_for_each_seed(pairs, monkeypatch):
     assert byname["diff-SAE"] == byname["mean difference"] == 1
     with monkeypatch.context() as patch:  # what was trained once is loaded
         patch.setattr("helpers.dictionaries.sweeps.train", lambda *_, **__: pytest.fail("it was trained again"))
-        again = score(METHODS[2], pairs, [4], tops=(2, 8))
+        again = score_method(STANDARD[2], pairs, [4], tops=(2, 8))
     pd.testing.assert_frame_equal(
         again, board[(board.method == "decoupled") & (board.seed == 4)].reset_index(drop=True)
     )
@@ -316,12 +316,12 @@ def test_dictionaries_are_those_that_a_notebook_trains(pairs):
     k = pairs.matched_k(train("chat", pairs.cells("ReLU")).frame.l0.mean())
     decoupled = pairs.cells("BatchTopK", k, decoupled=True)
     for each, expected in ((0, pairs.cells("ReLU")), (1, pairs.cells("BatchTopK", k)), (2, decoupled)):
-        METHODS[each].fit(spy, "chat", 4)
+        STANDARD[each].fit(spy, "chat", 4)
         assert asked[-1] == ("chat", [expected[1]], None)
     for each, view in ((3, "difference"), (5, "chat")):
-        METHODS[each].fit(spy, "chat", 3)
+        STANDARD[each].fit(spy, "chat", 3)
         assert asked[-1] == ("chat", [pairs.cells("BatchTopK", k, kind=Cell)[0]], view)
-    METHODS[1].fit(spy, "self", 3)
+    STANDARD[1].fit(spy, "self", 3)
     assert asked[-1] == ("self", [pairs.cells("BatchTopK", k, tokens=768 // 6)[0]], None)
     larger = {"sparsity": 3, "n_latents": 48}
     leaderboard.crosscoders("larger", "BatchTopK", **larger).fit(spy, "chat", 3)
@@ -359,10 +359,10 @@ def test_summary_and_table_by_hand():
 
 def test_bad_input(pairs):
     with pytest.raises(ValueError, match="seed 9 is none of the collection's: choose of 3, 4"):
-        score(METHODS[0], pairs, [9])
+        score_method(STANDARD[0], pairs, [9])
     wrong = Found(torch.eye(3, D_MODEL), lambda x: torch.ones(len(x), 2), None)
     with pytest.raises(
         ValueError, match=r"3 candidates, but a code of \(512, 2\) for 512 tokens|3 candidates, but a code"
     ):
-        score(method(wrong), pairs)
+        score_method(method(wrong), pairs)
     assert isinstance(pairs.stream("injected"), InjectedPair)

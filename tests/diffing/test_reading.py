@@ -5,9 +5,6 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.metrics import f1_score, roc_auc_score
 from twins import N_VOCAB, save_tiny
 
 from helpers.diffing.reading import (
@@ -15,16 +12,12 @@ from helpers.diffing.reading import (
     PROBE,
     Reading,
     along,
-    auroc_scores,
     behaviour_rows,
     behaviour_table,
     ceilings,
-    cut_scores,
-    detection_scores,
     latent_rows,
     linear_probes,
     mean_differences,
-    rank_of,
     read_dialogues,
     side_by_side,
     sparse_codes,
@@ -48,59 +41,6 @@ def some_codes(seed, n=40, m=6):
 # ---- scores
 
 
-def test_auroc_by_hand():
-    found = auroc_scores(CODES, LABELS, 3)
-    # latent 0: of the four pairs of label 0, 3 > 2, 3 > 0, 1 < 2, 1 > 0; latent 1 is off at both, and once on outside
-    np.testing.assert_allclose(found[:2], [[3 / 4, 1 / 4, 1 / 2], [2 / 3, 1, 1 / 2]])
-    assert np.isnan(found[2]).all()
-
-
-@given(st.integers(0, 2**31))
-def test_auroc_agrees_with_scikit_learn(seed):
-    codes, labels, n = some_codes(seed)
-    found = auroc_scores(scipy.sparse.csr_array(codes), labels, n)
-    for label in range(3):
-        for j in range(codes.shape[1]):
-            there = labels == label
-            if there.any() and not there.all():
-                assert found[label, j] == pytest.approx(roc_auc_score(there, codes[:, j]))
-    assert np.isnan(found[3]).all()
-
-
-@given(st.integers(0, 2**31))
-def test_auroc_counts_order_alone(seed):
-    codes, labels, n = some_codes(seed)
-    np.testing.assert_allclose(auroc_scores(codes, labels, n), auroc_scores(codes**3, labels, n))
-    two = np.abs(labels) % 2
-    zero, one = auroc_scores(codes, two, 2)
-    np.testing.assert_allclose(zero, 1 - one)
-
-
-def test_f1_and_cut_by_hand():
-    best, cuts = cut_scores(CODES, LABELS, 3)
-    np.testing.assert_allclose(best, [[4 / 5, 0, 0], [2 / 3, 1, 0], [0, 0, 0]])
-    np.testing.assert_allclose(cuts, [[1, np.inf, np.inf], [2, 5, np.inf], [np.inf] * 3])
-
-
-@given(st.integers(0, 2**31))
-def test_f1_and_cut_agree_with_trying_every_cut(seed):
-    codes, labels, n = some_codes(seed)
-    best, cuts = cut_scores(codes, labels, n)
-    for label in range(n):
-        for j in range(codes.shape[1]):
-            tries = [c for c in np.unique(codes[:, j])[::-1] if c > 0]
-            scores = [f1_score(labels == label, codes[:, j] >= c, zero_division=0) for c in tries]
-            top = max(scores, default=0)
-            assert best[label, j] == pytest.approx(top)
-            expected = tries[int(np.argmax(scores))] if top else np.inf
-            assert cuts[label, j] == expected
-
-
-def test_codes_below_zero_are_refused():
-    with pytest.raises(ValueError, match="codes are at least zero"):
-        auroc_scores(-CODES, LABELS, 2)
-
-
 # ---- template shares
 
 
@@ -119,80 +59,7 @@ def test_what_fires_everywhere_has_the_share_of_the_tokens():
 # ---- the best latent
 
 
-def planted_codes(m=300, seed=0):
-    """One latent that tells label 0 but for some noise, and many that are on at random. Two halves."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(-1, 3, 400)
-    codes = random.random((400, m)) * (random.random((400, m)) < 0.3)
-    codes[:, 7] = np.where((labels == 0) & (random.random(400) < 0.9), 1 + random.random(400), codes[:, 7])
-    return scipy.sparse.csr_array(codes), labels, np.arange(400) < 200
-
-
-def test_the_best_latent_is_found_and_luck_is_not():
-    codes, labels, first = planted_codes()
-    found = behaviour_table(codes, labels, first, ["told", "one", "two"])
-    assert found.latent[0] == found.f1_latent[0] == 7
-    assert found.auroc[0] > 0.9 and found.f1[0] > 0.9 and found.cut[0] >= 1
-    assert (found.auroc_chosen[1:] > 0.6).all() and (found.auroc[1:] < 0.6).all()
-
-
-def test_a_score_is_that_of_the_other_half():
-    codes, labels, first = planted_codes()
-    row = behaviour_table(codes, labels, first, ["told", "one", "two"]).iloc[1]
-    other = ~first & (labels >= 0)
-    dense, there = codes[other].toarray(), labels[other] == 1
-    assert row.n == there.sum()
-    assert row.auroc == pytest.approx(roc_auc_score(there, dense[:, row.latent]))
-    assert row.f1 == pytest.approx(f1_score(there, dense[:, row.f1_latent] >= row.cut))
-
-
-def test_what_cannot_be_chosen_is_not_and_what_is_missing_has_no_score():
-    codes, labels, first = planted_codes()
-    among = np.arange(codes.shape[1]) != 7
-    found = behaviour_table(codes, labels, first, ["told", "one", "two", "absent"], among)
-    assert found.latent[0] != 7 and found.auroc[0] < 0.7
-    assert found.latent[3] == -1 and np.isnan([found.auroc[3], found.f1[3]]).all()
-    own = behaviour_table(codes[:, :3], labels, first, ["told", "one", "two"], np.eye(3, dtype=bool))
-    assert own.latent.tolist() == own.f1_latent.tolist() == [0, 1, 2]
-    for half in (first, ~first):
-        alone = behaviour_table(codes, np.where(half & (labels == 1), -1, labels), first, ["told", "one", "two"])
-        assert alone.f1.isna().tolist() == alone.auroc.isna().tolist() == [False, True, False]
-        assert alone.latent.tolist()[1] == -1
-
-
-def test_ranks_by_hand():
-    scores = np.array([0.5, 0.9, np.nan, 0.5, 0.1])
-    assert [rank_of(scores, j) for j in (1, 0, 3, 4)] == [1, 2.5, 2.5, 4]
-    assert np.isnan(rank_of(scores, 2)) and np.isnan(rank_of(scores, -1))
-    alive = np.array([True, False, True, True, True])
-    assert rank_of(scores, 3, alive) == 1.5 and np.isnan(rank_of(scores, 1, alive))
-
-
 # ---- labels as detectors
-
-
-def test_the_label_that_fits_a_latent_is_scored_on_the_other_half():
-    first = np.array([True] * 4 + [False] * 4)
-    codes = scipy.sparse.csr_array(np.array([[1, 0, 2, 0, 3, 3, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]).T)
-    labellings = {"role": np.array([0, 1, 0, 1, 0, 1, 0, 1]), "behaviour": np.array([-1, -1, 0, -1, 0, 0, -1, -1])}
-    found = detection_scores(codes, labellings, first)
-    assert found.labelling[0] == "role" and found.label[0] == 0  # 1 on the first half, the behaviour 2 / 3
-    assert found.f1[0] == pytest.approx(2 * 1 / (2 + 2)) and np.isnan(found.f1[1])
-
-
-@given(st.integers(0, 2**31))
-def test_detection_agrees_with_scikit_learn(seed):
-    codes, labels, n = some_codes(seed)
-    first = np.arange(len(labels)) % 2 == 0
-    found = detection_scores(scipy.sparse.csr_array(codes), {"one": labels, "two": (labels + 2) % 3}, first)
-    on = codes > 0
-    for j, row in found.iterrows():
-        tried = {(name, i): each == i for name, each in (("one", labels), ("two", (labels + 2) % 3)) for i in range(3)}
-        scores = [f1_score(there[first], on[first, j], zero_division=0) for there in tried.values()]
-        chosen = tried[row.labelling, row.label]
-        assert f1_score(chosen[first], on[first, j], zero_division=0) == pytest.approx(max(scores))
-        if on[first, j].any():
-            assert row.f1 == pytest.approx(f1_score(chosen[~first], on[~first, j], zero_division=0))
 
 
 # ---- directions

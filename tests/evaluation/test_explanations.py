@@ -15,11 +15,11 @@ from helpers.evaluation.explanations import (
     Example,
     examples_of,
     explain,
+    explanation_scores,
     firings,
     last_activations,
     minimal_suffixes,
     predictions,
-    score,
     site_activations,
 )
 from helpers.evaluation.trie import ANY, START, Trie
@@ -125,7 +125,7 @@ def test_a_latent_that_is_one_token():
     }
     rows = np.random.default_rng(0).integers(1, 5, (20, 10))
     codes = scipy.sparse.csc_array(((rows == C) & (np.arange(10) > 0)).reshape(-1, 1).astype(np.float32))
-    row = score(predictions(found.tries, rows, 1), codes, [0]).iloc[0]
+    row = explanation_scores(predictions(found.tries, rows, 1), codes, [0]).iloc[0]
     assert (row.precision, row.recall, row.f1) == (1, 1, 1)
 
 
@@ -298,9 +298,9 @@ def test_predictions_leave_the_first_token_out():
 def test_scores_by_hand():
     predicted = scipy.sparse.csc_array(np.array([[1, 0, 0, 0], [2, 1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0.0]]))
     codes = scipy.sparse.csc_array(np.array([[5, 0, 1, 0], [0, 1, 0, 0], [5, 0, 0, 0], [5, 0, 0, 0.0]]))
-    table = score(predicted, codes, [0, 1, 2, 3])
+    table = explanation_scores(predicted, codes, [0, 1, 2, 3])
     assert table[["active", "fired", "hits"]].to_numpy().tolist() == [[3, 3, 2], [1, 1, 1], [1, 0, 0], [0, 0, 0]]
     assert table.density.tolist() == [0.75, 0.25, 0.25, 0]
     np.testing.assert_allclose(table[["precision", "recall", "f1"]].iloc[:2], [[2 / 3] * 3, [1, 1, 1]])
     np.testing.assert_allclose(table[["precision", "recall", "f1"]].iloc[2:], [[np.nan, 0, 0], [np.nan] * 3])
-    assert score(predicted, codes, [1]).latent.tolist() == [1]
+    assert explanation_scores(predicted, codes, [1]).latent.tolist() == [1]
