@@ -15,12 +15,12 @@ READY  := .venv/.ready
 HALF   := .venv/.half-done
 LOCK   := .venv.lock
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
-RUN    := $(VENV) -m helpers.suite.run run
+RUN    := $(VENV) -m helpers.suite run
 
-.PHONY: help setup notebooks lab test lint reference bench
+.PHONY: help setup notebooks lab test lint reference pages clean bench
 
 help: ## list what can be done
-	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"train=True\""
+	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"reference=True\""
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv from the pins (the others do it by themselves; PYTHON=python3.12 to choose)
@@ -42,9 +42,15 @@ lint: $(READY) ## check the style of code and notebooks, the workflows and CITAT
 
 reference: $(READY) ## run at laptop scale, then store outputs, results and the README's tables in the repository
 	@$(RUN) --scale laptop --subject embedded --solutions $(CHOICE)
-	@$(VENV) -m helpers.suite.run store $(CHOICE)
-	@$(VENV) -m helpers.notebook.claims --readme
-	@$(VENV) -m helpers.suite.gallery
+	@$(VENV) -m helpers.suite store $(CHOICE)
+	@$(VENV) -m helpers.suite pages
+
+pages: $(READY) ## make CLAIMS.md and the README's tables anew from the stored notebooks and results
+	@$(VENV) -m helpers.suite pages
+
+clean: ## delete what runs left behind: out/, the environments and the caches of the tools (not the cache of activations)
+	@rm -rf out .venv $(PEERS) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step beside other libraries (PEERS_IN=bf16)
 	@$(VENV) -m pytest tests/benchmarks --ignore tests/benchmarks/test_training_step.py -q

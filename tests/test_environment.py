@@ -308,7 +308,7 @@ def test_make_notebooks_passes_its_settings_on(checkout, arguments, expected):
     make(checkout, "setup")
     calls(checkout)
     make(checkout, *arguments)
-    assert calls(checkout) == [f"-m helpers.suite.run {expected}"]
+    assert calls(checkout) == [f"-m helpers.suite {expected}"]
 
 
 def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
@@ -316,10 +316,9 @@ def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
     calls(checkout)
     make(checkout, "reference", "ONLY=02")
     assert calls(checkout) == [
-        "-m helpers.suite.run run --scale laptop --subject embedded --solutions --only 02",
-        "-m helpers.suite.run store --only 02",
-        "-m helpers.notebook.claims --readme",
-        "-m helpers.suite.gallery",
+        "-m helpers.suite run --scale laptop --subject embedded --solutions --only 02",
+        "-m helpers.suite store --only 02",
+        "-m helpers.suite pages",
     ]
     make(checkout, "test")
     assert calls(checkout) == [

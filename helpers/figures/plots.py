@@ -7,10 +7,9 @@ keywords of `Canvas` go with every function: title, subtitle, panel, log, labels
 value that a log axis cannot show raises ValueError.
 """
 
-import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Unpack
 
 import numpy as np
@@ -31,25 +30,20 @@ from helpers.figures.canvas import (
     spread,
     whiskers,
 )
-from helpers.figures.png import export_png
-from helpers.figures.style import LABELS, METHODS, WIDTH
+from helpers.figures.style import LABELS, METHODS
 
 __all__ = ["METHODS", "band", "bars", "curves", "frontier", "heatmap", "histogram", "scatter", "show"]
 SHARE = "share per bin"
 
 
-def show(figure: go.Figure, alt: str = "", export: Callable[[go.Figure], bytes | None] = export_png) -> None:
-    """Display one output: interactive in Jupyter, an image on a code-hosting site, `alt` for a screen reader.
+def show(figure: go.Figure, alt: str = "") -> None:
+    """Display one output: interactive in Jupyter, `alt` for a screen reader; it gets an image when it is stored.
 
-    `alt` is title and subtitle unless given. Where no PNG can be made the output has the other two.
+    `alt` is title and subtitle unless given.
     """
     alt = alt or " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
     content = {**json.loads(figure.to_json()), "config": {"displayModeBar": False, "responsive": True}}
-    bundle, metadata = {"text/plain": alt, "application/vnd.plotly.v1+json": content}, {}
-    if (png := export(figure)) is not None:
-        bundle["image/png"] = base64.b64encode(png).decode()
-        metadata["image/png"] = {"alt": alt, "width": WIDTH}
-    display(bundle, metadata=metadata, raw=True)
+    display({"text/plain": alt, "application/vnd.plotly.v1+json": content}, raw=True)
 
 
 def frontier(

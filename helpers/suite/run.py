@@ -1,33 +1,53 @@
-"""Run the suite's notebooks top to bottom, and store what the repository shows of them.
+"""Run the suite's notebooks top to bottom, each in a fresh process, with a limit on its time.
 
-    python -m helpers.suite.run run --scale laptop --subject embedded     executed copies and results under out/
-    python -m helpers.suite.run store                                     the last laptop run, into the repository
-    python -m helpers.suite.run lint                                      what breaks the contract of a notebook
-
-A notebook that fails does not stop the others. The summary names its cell and error, and the exit code tells: 0 all
-ran, 1 some failed, 2 nothing was started because of a wrong argument, 130 interrupted.
+papermill sets the parameters and runs the cells, in a kernel of this very interpreter whatever else Jupyter would find
+by name. Around it: parameters that a notebook does not know, or of another type, are refused before anything starts;
+a notebook that outlives its time, or is interrupted, ends with all that it started; and the executed copy is written
+in one step whatever happens, with the hash of the source that ran.
 """
 
-import argparse
 import ast
+import contextlib
+import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from datetime import datetime
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import psutil
+from nbformat import NotebookNode
+from tqdm import tqdm
 
-from helpers.base.storage import OUT, RESULTS, ROOT, results_dir, write_atomic
-from helpers.notebook import claims
+from helpers.base.storage import RESULTS, ROOT, write_atomic
 from helpers.notebook.run import SCALES, SUBJECTS
-from helpers.suite.execution import Outcome, execute, refuse_unknown_parameters
-from helpers.suite.lint import lint
-from helpers.suite.report import Report, folder_of, name_of, number_of, summary
-from helpers.suite.store import is_stale, read_storable, store
+from helpers.suite.store import KERNEL, own_cells, source_hash, unfinished_cell
 
 NOTEBOOKS = ROOT / "notebooks"
 LIMIT_MINUTES = {"smoke": 30, "laptop": 120, "paper": 72 * 60}  # for one notebook; many times its budget
-REFERENCE = {"scale": "laptop", "subject": "embedded"}  # the run whose outputs the repository shows
+PARAMETERS = {"scale": "laptop", "subject": "embedded", "seed": 0}  # in every notebook, with these defaults
+CHOICES = {"scale": SCALES, "subject": SUBJECTS}
+INTERRUPTED = "KeyboardInterrupt: interrupted"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook. `error` is empty if every cell ran; `cell` is where it stopped, counted from 1."""
+
+    path: Path
+    minutes: float
+    error: str = ""
+    cell: int = 0
+    source: str = ""  # the first line of that cell
+
+    def __str__(self) -> str:
+        where = f", cell {self.cell} `{self.source}`" if self.cell else ""
+        return f"✘ {name_of(self.path)}{where}: {self.error}" if self.error else f"✔ {name_of(self.path)}"
 
 
 def find(only: str = "", solutions: bool = False) -> list[Path]:
@@ -45,34 +65,19 @@ def find(only: str = "", solutions: bool = False) -> list[Path]:
     return [path for path in paths if number_of(path) in chosen]
 
 
-def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | None = None) -> list[Outcome]:
-    """Run notebooks one after another; executed copies go to out/<subject>-<scale>/.
-
-    Raises ValueError, before anything is run, for an unknown scale, subject or parameter. An interruption leaves what
-    was finished and ends the list early.
-    """
-    refuse_unknown_values(parameters)
-    for path in paths:
-        refuse_unknown_parameters(path, parameters)
-    limit_s = 60 * (limit_minutes or LIMIT_MINUTES[parameters["scale"]])
-    report = Report(paths, parameters)
-    for path in paths:
-        report.begin(path)
-        try:
-            report.end(execute(path, parameters, executed_copy(path, parameters, out), limit_s, report.cell))
-        except KeyboardInterrupt:
-            report.interrupted()
-            break
-    return report.outcomes
+def number_of(path: Path) -> str:
+    """The two digits that a notebook's name starts with; its results file is named by them."""
+    return path.name[:2]
 
 
-def refuse_unknown_values(parameters: dict) -> None:
-    """Raise ValueError unless scale and subject are among those that exist and the seed is a whole number."""
-    for name, values in {"scale": SCALES, "subject": SUBJECTS}.items():
-        if parameters[name] not in values:
-            raise ValueError(f"{name} {parameters[name]!r} is unknown; choose {' or '.join(values)}.")
-    if not isinstance(parameters["seed"], int):
-        raise ValueError(f"seed {parameters['seed']!r} is not a whole number.")
+def name_of(path: Path) -> str:
+    """The notebook's name for people and for its executed copy: `02_relu_against_topk`, `solutions/02_...`."""
+    return f"solutions/{path.stem}" if path.parent.name == "solutions" else path.stem
+
+
+def folder_of(parameters: dict) -> str:
+    """Folder name of a run, in out/ and in the results: `embedded-laptop`."""
+    return f"{parameters['subject']}-{parameters['scale']}"
 
 
 def executed_copy(path: Path, parameters: dict, out: Path) -> Path:
@@ -80,106 +85,161 @@ def executed_copy(path: Path, parameters: dict, out: Path) -> Path:
     return out / folder_of(parameters) / f"{name_of(path)}.ipynb"
 
 
-def store_all(paths: list[Path], out: Path, results: Path) -> None:
-    """Take outputs and results of the last reference run into the repository.
+def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | None = None) -> list[Outcome]:
+    """Run notebooks one after another; executed copies go to out/<subject>-<scale>/.
 
-    Raises ValueError, and changes nothing, if one of them is missing, failed, or older than its source.
+    Raises ValueError, before anything is run, for a parameter that is unknown or has a wrong value. An interruption
+    (Ctrl-C or SIGTERM) leaves what was finished, and a copy of what was under way, and ends the list early.
     """
-    copies = {path: executed_copy(path, REFERENCE, out) for path in paths}
-    measured = {path: _fresh_results(path, read_storable(copy, path)) for path, copy in copies.items()}
-    for path, copy in copies.items():
-        store(copy, path)
-        if measured[path]:
-            write_atomic(results / folder_of(REFERENCE) / measured[path].name, measured[path].read_bytes())
-    for kept in results_dir().glob("*-reference/*.json"):  # of long runs
-        if kept.stem in map(number_of, copies):
-            write_atomic(results / kept.parent.name / kept.name, kept.read_bytes())
+    for path in paths:
+        refuse_wrong_parameters(path, parameters)
+    limit_s, outcomes = 60 * (limit_minutes or LIMIT_MINUTES[parameters["scale"]]), []
+    expected = {path: _recorded_minutes(path, parameters) for path in paths}
+    with _sigterm_interrupts(), tqdm(total=sum(expected.values()), bar_format="{desc}{bar:20}{postfix}") as bar:
+        for path in paths:
+            bar.set_description_str(f"{len(outcomes) + 1}/{len(paths)} {name_of(path)} ")
+            outcomes.append(execute(path, parameters, executed_copy(path, parameters, out), limit_s))
+            bar.update(expected[path])
+            bar.write(f"{outcomes[-1]} · {outcomes[-1].minutes:.1f} min")
+            if outcomes[-1].error == INTERRUPTED:
+                break
+    return outcomes
 
 
-def _fresh_results(path: Path, executed: nbformat.NotebookNode) -> Path | None:
-    """The results file of the run that made `executed`, or None if that notebook measures nothing."""
-    file = results_dir() / folder_of(REFERENCE) / f"{number_of(path)}.json"
-    if path.parent.name == "solutions" or not file.exists():
-        return None
-    if file.stat().st_mtime < datetime.fromisoformat(executed.metadata.papermill.start_time).timestamp():
-        raise ValueError(f"the results of {path.name} are older than its executed copy; run it again, then store it.")
-    return file
+def summary(outcomes: list[Outcome], paths: list[Path]) -> str:
+    """How many ran, and a line for each that did not: notebook, cell, error."""
+    failures = [outcome for outcome in outcomes if outcome.error]
+    minutes = sum(outcome.minutes for outcome in outcomes)
+    lines = [f"{len(outcomes) - len(failures)} of {len(paths)} notebooks ran to the end, in {minutes:.1f} minutes."]
+    lines += map(str, failures)
+    if failures:
+        lines += ["Below, the claims of such a notebook are those it reached, or those of an earlier run."]
+    return "\n".join(lines)
 
 
-def problems(paths: list[Path]) -> list[str]:
-    """What the lint finds, and which notebooks show outputs of an older source, one sentence each."""
-    stale = [path for path in paths if is_stale(nbformat.read(path, as_version=4))]
-    older = [f"{path.parent.name}/{path.name}: its outputs are older than its source." for path in stale]
-    return [problem for path in paths for problem in lint(path)] + older
+def refuse_wrong_parameters(path: Path, parameters: dict) -> None:
+    """Raise ValueError unless the notebook has one parameters cell with the suite's names, and each of `parameters` is
+    one of its names, of its default's type, and one of the values that exist."""
+    defaults = defaults_of(path)
+    if missing := PARAMETERS.keys() - defaults.keys():
+        raise ValueError(f"the parameters cell of {path.name} lacks {', '.join(sorted(missing))}; add it.")
+    if unknown := parameters.keys() - defaults.keys():
+        known = ", ".join(sorted(defaults))
+        raise ValueError(f"{path.name} has no parameter {', '.join(sorted(unknown))}; its parameters are {known}.")
+    for name, value in parameters.items():
+        wanted = type(defaults[name])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ValueError(
+                f"{name} is {value!r}; {path.name} expects a {wanted.__name__}, such as {defaults[name]!r}."
+            )
+        if value not in CHOICES.get(name, [value]):
+            raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(CHOICES[name])}.")
 
 
-# ---- the command line
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the exit code."""
-    options = _parser().parse_args(arguments)
+def defaults_of(path: Path) -> dict:
+    """Names and default values of a notebook's parameters. Raises ValueError unless one cell is tagged so, and holds
+    nothing but `name = literal`."""
+    tagged = parameter_cells(nbformat.read(path, as_version=4))
+    if len(tagged) != 1:
+        raise ValueError(
+            f"{path.name} has {len(tagged)} cells tagged `parameters`, not one; tag its first code cell, the one with "
+            f"{', '.join(PARAMETERS)}."
+        )
     try:
-        return options.command(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        statements = ast.parse(tagged[0].source).body
+        return {each.targets[0].id: ast.literal_eval(each.value) for each in statements}
+    except (SyntaxError, AttributeError, ValueError) as error:
+        raise ValueError(f"the parameters cell of {path.name} should hold only `name = literal` ({error}).") from error
 
 
-def _run_command(options: argparse.Namespace) -> int:
-    parameters = {"scale": options.scale, "subject": options.subject, "seed": options.seed, **dict(options.set)}
-    paths = find(options.only, options.solutions)
-    outcomes = run(paths, parameters, OUT, options.limit)
-    print(f"\n{summary(outcomes, paths)}\nExecuted copies in {_shown(OUT)}, results in {_shown(results_dir())}.\n")
-    print(claims.to_text(claims.table(results_dir(), options.subject, options.scale)))
-    errors = [outcome.error for outcome in outcomes if outcome.error]
-    return 130 if any(error.startswith("KeyboardInterrupt") for error in errors) else int(bool(errors))
+def parameter_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells tagged `parameters`; there should be one."""
+    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
 
 
-def _store_command(options: argparse.Namespace) -> int:
-    store_all(find(options.only, solutions=True), OUT, RESULTS)
-    return 0
+def execute(path: Path, parameters: dict, target: Path, limit_s: float) -> Outcome:
+    """Run the notebook `path` with `parameters` and write the executed copy to `target`, also if a cell fails.
+
+    limit_s: seconds after which it is ended. Raises ValueError for parameters that the notebook does not have.
+    """
+    refuse_wrong_parameters(path, parameters)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.ipynb")
+        error = _papermill(path, parameters, copy, limit_s)
+        minutes = (time.monotonic() - begun) / 60
+        return _read_outcome(path, parameters, copy, target, minutes, error)
 
 
-def _lint_command(options: argparse.Namespace) -> int:
-    found = problems(find(options.only, solutions=True))
-    print("\n".join(found or ["Every notebook keeps the contract."]))
-    return int(bool(found))
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """A parameter from the command line: `train=True` is a literal, `name=some words` is text."""
-    name, _, value = text.partition("=")
+def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
+    """Run it in a process of its own; what went wrong around the cells, or ""."""
+    kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], **KERNEL["kernelspec"]}
+    write_atomic(copy.parent / "kernels" / "suite" / "kernel.json", json.dumps(kernel))
+    files = [str(file).replace("{", "{{").replace("}", "}}") for file in (path, copy)]  # papermill formats them
+    options = ["--kernel", "suite", "--cwd", str(ROOT), "--no-progress-bar", "--log-level", "ERROR"]
+    command = [sys.executable, "-m", "papermill", *files, *options, "--parameters_yaml", json.dumps(parameters)]
+    environment = os.environ | {"JUPYTER_PATH": str(copy.parent), "TQDM_DISABLE": "1"}  # bars say nothing afterwards
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+        said = process.communicate(timeout=limit_s)[1].strip()
+        return said.splitlines()[-1] if process.returncode and said else ""
+    except subprocess.TimeoutExpired:
+        return f"TimeoutError: stopped after {limit_s / 60:.3g} minutes, its limit; raise it with --limit"
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        _end(process)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m helpers.suite.run", description="Run and store the notebooks.")
-    commands = parser.add_subparsers(required=True)
-    for name, command in {"run": _run_command, "store": _store_command, "lint": _lint_command}.items():
-        sub = commands.add_parser(name)
-        sub.set_defaults(command=command)
-        sub.add_argument("--only", default="", help='numbers to choose, such as "01 02"')
-        if name == "run":
-            _add_run_options(sub)
-    return parser
+def _end(process: subprocess.Popen) -> None:
+    """Kill a process and all that it started, its kernel and the kernel's workers."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.communicate()  # waits, and closes its pipe
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scale", default="laptop", help=" or ".join(SCALES))
-    parser.add_argument("--subject", default="embedded", help=" or ".join(SUBJECTS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", help="a parameter")
-    parser.add_argument("--limit", type=float, metavar="MINUTES", help="stop a notebook after this time")
-    parser.add_argument("--solutions", action="store_true", help="run the solutions of the exercises too")
+def _read_outcome(path: Path, parameters: dict, copy: Path, target: Path, minutes: float, error: str) -> Outcome:
+    """What the copy tells of the run; it is stored at `target` with its source's hash."""
+    if not copy.exists():
+        return Outcome(path, minutes, error or "the kernel did not start")
+    run = nbformat.read(copy, as_version=4)
+    stopped = _last_started(run) if "DeadKernelError" in error else unfinished_cell(run)
+    facts = parameters | ({"stopped_in": stopped} if stopped else {})
+    run.metadata["suite"] = {"source_hash": source_hash(run), **facts}  # of what ran, not of the file by now
+    write_atomic(target, nbformat.writes(run) + "\n")
+    if not stopped:
+        return Outcome(path, minutes)
+    cell = own_cells(run.cells)[stopped - 1]
+    raised = [f"{output.ename}: {output.evalue}" for output in cell.outputs if output.output_type == "error"]
+    if "DeadKernelError" in error:
+        error = "DeadKernelError: the kernel died; too little memory is the usual reason"
+    elif not error.startswith(("TimeoutError", "KeyboardInterrupt")):
+        error = (raised or ["SystemExit: the notebook ended itself before its last cell"])[0]
+    return Outcome(path, minutes, error, stopped, cell.source.strip().partition("\n")[0])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _last_started(run: NotebookNode) -> int:
+    """Number of the cell in which a kernel died, which papermill calls completed."""
+    started = [bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in own_cells(run.cells)]
+    return max(number for number, each in enumerate(started, start=1) if each)
+
+
+def _recorded_minutes(path: Path, parameters: dict) -> float:
+    """Minutes that it took in the committed run of the same subject and scale; half a minute where there is none."""
+    file = RESULTS / folder_of(parameters) / f"{number_of(path)}.json"
+    known = path.parent.name != "solutions" and file.exists()
+    return json.loads(file.read_text(encoding="utf-8"))["minutes"] if known else 0.5
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM, as a CI's cancel or a queue sends it, ends a run as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,26 +1,37 @@
-"""What the repository keeps of a run: cleaned outputs, and the hash of the source that made them.
+"""What the repository keeps of a run: cleaned outputs with one image per figure, and the hash of the source.
 
     source hash = sha256([(cell type, source), ...])
 
 It covers what a reader edits and nothing else, so outputs and metadata never change it. A run writes it into the
 executed copy; `store` takes it along into notebooks/. A committed notebook whose source has another hash is stale.
+
+Figures get their PNG here, and not in the run: readers need no Chrome. A palette of 128 colours takes a quarter of the
+bytes and shows no difference.
 """
 
+import asyncio
+import base64
 import hashlib
+import io
 import json
 import re
 import sys
-from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 
+import kaleido
 import nbformat
+from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
+from PIL import Image
 
 from helpers.base.storage import ROOT, write_atomic
+from helpers.figures.style import HEIGHT, WIDTH
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+FIGURE = "application/vnd.plotly.v1+json"
+COLOURS = 128
 BASE64 = {"image/png", "image/jpeg", "bdata"}  # long, and a path found in one would be chance
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
 KERNEL = {
@@ -46,14 +57,25 @@ def is_stale(notebook: NotebookNode) -> bool:
 
 
 def store(executed: Path, committed: Path) -> None:
-    """Copy outputs and execution counts of `executed` into `committed`, cell by cell id, cleaned.
+    """Copy outputs of `executed` into `committed`, cell by cell id, cleaned, with execution counts from 1.
 
-    Raises ValueError, and changes nothing, if the executed copy is missing, failed or belongs to an older source.
+    Raises ValueError, and changes nothing, if the executed copy is missing, failed or belongs to an older source, and
+    RuntimeError where there is a figure and no Chrome.
     """
     notebook, run = nbformat.read(committed, as_version=4), read_storable(executed, committed)
-    views = _copy_outputs(run, notebook)
-    notebook.metadata = NotebookNode(KERNEL | {"suite": run.metadata.suite} | _widgets(run, views))
-    write_atomic(committed, nbformat.writes(notebook) + "\n")
+    run, _ = CoalesceStreamsPreprocessor().preprocess(run, {})
+    outputs = {cell.id: cell.get("outputs", []) for cell in own_cells(run.cells)}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs = [nbformat.from_dict(_without_paths(output)) for output in outputs[cell.id]]
+    for count, cell in enumerate((cell for cell in code if cell.source.strip()), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    add_images([output for cell in code for output in cell.outputs])
+    notebook.metadata = NotebookNode(KERNEL | {"suite": run.metadata.suite} | _widgets(run, code))
+    write_atomic(committed, compact(notebook))
 
 
 def read_storable(executed: Path, committed: Path) -> NotebookNode:
@@ -70,10 +92,12 @@ def read_storable(executed: Path, committed: Path) -> NotebookNode:
 
 
 def unfinished_cell(run: NotebookNode) -> int | None:
-    """Number (from 1) of the first code cell that failed or was never run, or None if all were."""
+    """Number (from 1) of the first code cell that failed or did not end, or None if all ran."""
     for number, cell in enumerate(own_cells(run.cells), start=1):
-        if cell.cell_type == "code" and cell.source.strip() and (cell.execution_count is None or failed(cell)):
-            return number
+        if cell.cell_type == "code" and cell.source.strip():
+            ended = cell.metadata.get("papermill", {}).get("status", "completed") == "completed"
+            if failed(cell) or cell.execution_count is None or not ended:
+                return number
     return None
 
 
@@ -82,49 +106,61 @@ def failed(cell: NotebookNode) -> bool:
     return any(output.output_type == "error" for output in cell.get("outputs", []))
 
 
-def _copy_outputs(run: NotebookNode, notebook: NotebookNode) -> list[str]:
-    """Fill `notebook` from `run`, counting executions from 1; return the widget models that are still shown."""
-    outputs = {cell.id: cell.get("outputs", []) for cell in own_cells(run.cells)}
-    progress = _progress_bars(run)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in code:
-        cell.outputs = clean_outputs(output for output in outputs[cell.id] if _view(output) not in progress)
-    for count, cell in enumerate((cell for cell in code if cell.source.strip()), start=1):
-        cell.execution_count = count
-    _number_results(code)
-    return [view for cell in code for output in cell.outputs if (view := _view(output))]
+def compact(notebook: NotebookNode) -> str:
+    """The notebook as JSON with a line per line of source, and one for each piece of data in an output.
 
-
-def _number_results(code: list[NotebookNode]) -> None:
-    for cell in code:
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = cell.execution_count
-
-
-# ---- outputs
-
-
-def clean_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """Outputs as a reader should see them: streams joined, progress bars at their last state, no machine paths."""
-    runs = (list(run) for _, run in groupby(outputs, key=lambda output: output.get("name")))
-    kept = [output for run in runs for output in (_joined(run) if "name" in run[0] else run)]
-    kept = [nbformat.from_dict(_without_paths(output)) for output in kept]
-    return [output for output in kept if output.get("text", "-").strip()]
-
-
-def _joined(streams: list[NotebookNode]) -> list[NotebookNode]:
-    text = "".join(stream.text for stream in streams)
-    return [nbformat.v4.new_output("stream", name=streams[0].name, text=last_state(text))]
-
-
-def last_state(text: str) -> str:
-    """What a terminal would still show: of each line, only what follows its last carriage return.
-
-    A bar below another bar, which goes down a line and up again, is gone when it is done.
+    A figure is then one line, not a line per number; nbformat reads it like any other.
     """
-    text = re.sub(r"\n\r[^\n]*\x1b\[A", "", text)
-    return re.sub(r"[^\n]*\r(?!\n)|\x1b\[A", "", text)
+    plain, pieces = json.loads(nbformat.writes(notebook)), []
+    for cell in plain["cells"]:
+        for output in cell.get("outputs", []):
+            for kind, value in output.get("data", {}).items():
+                if isinstance(value, dict):
+                    pieces.append(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+                    output["data"][kind] = f"\0{len(pieces) - 1}\0"
+    text = json.dumps(plain, ensure_ascii=False, indent=1)
+    return re.sub(r'"\\u0000(\d+)\\u0000"', lambda match: pieces[int(match[1])], text) + "\n"
+
+
+# ---- images
+
+
+def add_images(outputs: list[NotebookNode]) -> None:
+    """Give each plotly figure among the outputs a PNG, all from one browser."""
+    figures = [output for output in outputs if FIGURE in output.get("data", {})]
+    for output, png in zip(figures, pngs([output.data[FIGURE] for output in figures]), strict=True):
+        output.data["image/png"] = base64.b64encode(in_palette(png)).decode()
+        output.metadata["image/png"] = {"alt": output.data["text/plain"], "width": WIDTH}
+
+
+def pngs(figures: list[dict]) -> list[bytes]:
+    """Figures (plotly's JSON) as PNGs. Nothing is fetched: MathJax, which kaleido would load, is off.
+
+    Raises RuntimeError where Chrome is missing or fails.
+    """
+    try:
+        return asyncio.run(_drawn(figures)) if figures else []
+    except (ChromeNotFoundError, BrowserFailedError) as error:
+        raise RuntimeError(
+            f"no PNG can be made of the figures ({error}): install Chromium, then store again"
+        ) from error
+
+
+async def _drawn(figures: list[dict]) -> list[bytes]:
+    async with kaleido.Kaleido(mathjax=False) as browser:
+        sizes = [{"width": WIDTH, "height": figure["layout"].get("height", HEIGHT)} for figure in figures]
+        drawn = [{key: figure[key] for key in ("data", "layout")} for figure in figures]
+        return [await browser.calc_fig(f, opts={"format": "png"} | size) for f, size in zip(drawn, sizes, strict=True)]
+
+
+def in_palette(png: bytes) -> bytes:
+    """The same picture in `COLOURS` colours."""
+    few = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    few.save(file := io.BytesIO(), "PNG", optimize=True)
+    return file.getvalue()
+
+
+# ---- what is of this machine
 
 
 def _without_paths(value):
@@ -141,56 +177,14 @@ def without_machine(text: str) -> str:
     text = re.sub(r"/[^\s\"'<>]{1,200}/ipykernel_\d+/\d+\.py", "cell", text)
     for folder in (ROOT, Path(sys.prefix), Path(sys.base_prefix)):
         text = text.replace(f"{folder}/", "")
-    return _tilde(text.replace(str(ROOT), "."))
-
-
-def _tilde(text: str) -> str:
     home = Path.home()
-    return text.replace(f"{home}/", "~/") if len(home.parts) > 1 else text
+    return text.replace(str(ROOT), ".").replace(f"{home}/", "~/" if len(home.parts) > 1 else f"{home}/")
 
 
-# ---- widgets
-
-
-def _view(output: NotebookNode) -> str | None:
-    """Id of the widget model that an output shows, if it shows one."""
-    return output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id")
-
-
-def _state(run: NotebookNode) -> dict:
-    return run.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
-
-
-def _progress_bars(run: NotebookNode) -> set[str]:
-    """Models that tqdm draws in a notebook: a row that holds a bar. They say nothing once the run is over."""
-    state = _state(run)
-    bars = {model for model, entry in state.items() if entry.get("model_name") == "FloatProgressModel"}
-    return {
-        model
-        for model, entry in state.items()
-        if entry.get("model_name") == "HBoxModel" and bars.intersection(_references(entry))
-    }
-
-
-def _widgets(run: NotebookNode, views: list[str]) -> dict:
-    """The metadata entry with the state of every widget still shown, or nothing where none is."""
-    state, progress = _state(run), _progress_bars(run)
-    noise = _reachable(state, progress)
-    kept = {model: _without_paths(entry) for model, entry in state.items() if model not in noise}
-    if not views or not kept:
+def _widgets(run: NotebookNode, code: list[NotebookNode]) -> dict:
+    """The metadata entry with the state of the widgets, or nothing where none is shown."""
+    state = run.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    if not any(WIDGET_VIEW in output.get("data", {}) for cell in code for output in cell.outputs):
         return {}
+    kept = {model: _without_paths(entry) for model, entry in state.items()}
     return {"widgets": {WIDGET_STATE: {"state": kept, "version_major": 2, "version_minor": 0}}}
-
-
-def _reachable(state: dict, roots: Iterable[str]) -> set[str]:
-    seen, todo = set(), list(roots)
-    while todo:
-        model = todo.pop()
-        if model not in seen:
-            seen.add(model)
-            todo += _references(state.get(model, {}))
-    return seen
-
-
-def _references(entry: dict) -> list[str]:
-    return re.findall(r"IPY_MODEL_(\w+)", json.dumps(entry))

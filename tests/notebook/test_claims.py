@@ -82,11 +82,10 @@ def rewritten(tmp_path, change):
         (lambda rows: rows.append(rows[5]), "G1 to G40 and C1 to C52"),
         (lambda rows: rows[3].pop(), "must have the cells"),
         (lambda rows: rows[0].reverse(), "must have the cells"),
-        (lambda rows: rows[1].__setitem__(6, "13"), "G1 names notebook '13'"),
+        (lambda rows: rows[1].__setitem__(6, "14"), "G1 names notebook '14'"),
         (lambda rows: rows[1].__setitem__(3, ""), "G1 needs a source, a claim"),
         (lambda rows: rows[1].__setitem__(8, ""), "G1 needs both expectations"),
         (lambda rows: rows[1].__setitem__(7, "ratio_low >"), "not an expression"),
-        (lambda rows: rows[1].__setitem__(8, "pow(ratio, 2) > 1"), "uses Call, which is not allowed"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path, change, sentence):
@@ -109,17 +108,22 @@ def test_evaluate_by_hand(expression, truth):
     assert evaluate(expression, {"x": 2, "y": 3}) is truth
 
 
-REFUSED = """
-__import__('os').getcwd() > x | x.real > 1 | x[0] > 1 | x ** 2 > 1 | x % 2 > 1 | 'a' > x | (lambda: 1)() > 0
-1 if x > 1 else 0 | pow(x, 2) > 1 | max(*x) > 1 | max(x, key=abs) > 1 | x in y | x is y | [x] > y | True
-f'{x}' > y | (y := x) > 1 | x | x + 1 | x == 'a' | x == None | x and y > 1 | x > | x > 1; y | abs > 1 | min(x) > 1
-x > z | x / 0 > 1 | 1j * x > 1
-"""
-
-
-@pytest.mark.parametrize("expression", re.split(r" \| |\n", REFUSED.strip()) + [""])
-def test_anything_else_is_refused(expression):
-    with pytest.raises(ValueError, match="expectation"):
+@pytest.mark.parametrize(
+    ("expression", "sentence"),
+    [
+        ("x + 1", "must be a yes/no expression"),
+        ("x and y", "must be a yes/no expression"),
+        ("x >", "is not an expression"),
+        ("x > 1; y", "is not an expression"),
+        ("", "is not an expression"),
+        ("x > z", "cannot be evaluated: name 'z'"),
+        ("x / 0 > 1", "cannot be evaluated: float division by zero"),
+        ("x > 'a'", "cannot be evaluated"),
+        ("__import__('os').getcwd() > x", "cannot be evaluated: name '__import__'"),
+    ],
+)
+def test_what_is_no_expectation_is_refused_in_one_sentence(expression, sentence):
+    with pytest.raises(ValueError, match=sentence):
         evaluate(expression, {"x": 2.0, "y": 3.0})
 
 
@@ -212,29 +216,10 @@ def test_text_shows_what_was_checked_and_counts_the_rest(tmp_path):
     assert "G4" not in text and "○ 91 not run" in text
 
 
-def test_markdown_has_a_row_per_claim_under_its_paper(tmp_path):
-    markdown = claims.to_markdown(table(written(tmp_path, G2=ROW)))
-    scaling, diffing = markdown.split("### Crosscoder model diffing")
-    lines = {line.split(" | ")[0].strip("| "): line for line in markdown.splitlines() if re.match(r"\| [GC]\d", line)}
-    assert list(lines) == IDS
-    assert (scaling.count("\n| G"), scaling.count("\n| C"), diffing.count("\n| C")) == (40, 0, 52)
-    assert lines["G2"].endswith("| slope 0.31 [-0.1, n/a] | 3 | ≈ partly: a \\| b |")
-    assert "not run: not measured" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
-    assert lines["C1"].endswith("○ not run |")
-
-
 def test_a_checked_claim_reads_in_a_few_lines():
     lines = describe({**ROW, "claim": ALL["G8"]}).splitlines()
     assert lines[0].startswith("≈ G8 partly (seeds: 3): The best learning rate")
     assert [line.split()[0] for line in lines[1:]] == ["paper", "measured", "why"]
-
-
-def test_the_command_prints_the_table_of_a_run(tmp_path, results_folder, capsys):
-    written(results_folder, G2=ROW)
-    claims.main(["--table"])
-    assert "≈ G2 partly" in capsys.readouterr().out
-    claims.main(["--table", "--results", str(written(tmp_path / "elsewhere", G8=ROW))])
-    assert "≈ G8 partly" in (printed := capsys.readouterr().out) and "G2" not in printed
 
 
 def faults(results):

@@ -1,13 +1,29 @@
+import base64
+import io
+import json
 import sys
 from pathlib import Path
 
 import nbformat
+import plotly.graph_objects as go
 import pytest
 from nbformat.v4 import new_code_cell, new_output
+from notebook_lint import lint_outputs
+from PIL import Image
 
 from helpers.base.storage import ROOT
-from helpers.suite.lint import lint_outputs
-from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW, clean_outputs, is_stale, last_state, source_hash, store
+from helpers.suite import store as storing
+from helpers.suite.store import (
+    COLOURS,
+    FIGURE,
+    WIDGET_STATE,
+    WIDGET_VIEW,
+    _without_paths,
+    in_palette,
+    is_stale,
+    source_hash,
+    store,
+)
 
 
 def stream(text: str, name: str = "stdout") -> nbformat.NotebookNode:
@@ -95,55 +111,82 @@ def test_a_run_that_failed_or_never_was_cannot_be_stored(pair):
         store(executed.with_name("missing.ipynb"), committed)
 
 
-def test_a_progress_bar_is_reduced_to_its_last_state():
-    assert last_state("a\r 10%\r 20%\nb\r\nc") == " 20%\nb\r\nc"
-    assert last_state("  0%|  |\r100%|##|\n\x1b[A") == "100%|##|\n"
-    assert last_state("\r 50%\n\r 17%\x1b[A\n\r 99%\x1b[A\n\r    \x1b[A\r100%\n") == "100%\n"
-
-
-def test_streams_are_joined_where_they_touch_and_empty_ones_dropped():
-    figure = new_output("display_data", {"text/plain": "Figure"})
-    outputs = clean_outputs([stream("a"), stream("b\n"), figure, stream("c"), stream("\r   \r \n", "stderr")])
-    assert outputs == [stream("ab\n"), figure, stream("c")]
-
-
 def test_folders_of_this_machine_are_taken_out_of_every_text(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/elsewhere/env")
     monkeypatch.setenv("HOME", "/people/ada")
     texts = [f"{ROOT}/data/models", f"<{ROOT}>", "at /elsewhere/env/lib/x.py:3", "/people/ada/.cache/y"]
     texts += ["/var/x/ipykernel_12/34.py:1: Warning"]
-    (output,) = clean_outputs([new_output("display_data", {"application/json": {"rows": texts}})])
+    output = _without_paths(new_output("display_data", {"application/json": {"rows": texts}}))
     cleaned = ["data/models", "<.>", "at lib/x.py:3", "~/.cache/y", "cell:1: Warning"]
-    assert output.data["application/json"]["rows"] == cleaned
+    assert output["data"]["application/json"]["rows"] == cleaned
 
 
 def test_base64_is_left_alone():
     image = f"iVBOR{ROOT}/iVBOR"
-    (output,) = clean_outputs([new_output("display_data", {"image/png": image})])
-    assert output.data["image/png"] == image
+    output = _without_paths(new_output("display_data", {"image/png": image}))
+    assert output["data"]["image/png"] == image
 
 
 def widget(model: str, *children: str) -> dict:
     return {"model_name": model, "state": {"children": [f"IPY_MODEL_{child}" for child in children]}}
 
 
-def test_widgets_are_kept_with_their_state_and_progress_widgets_dropped(pair):
+def test_widgets_are_kept_with_their_state_where_one_is_shown(pair):
     committed, executed = pair
-    state = {"row": widget("HBoxModel", "bar", "label"), "bar": widget("FloatProgressModel"), "label": widget("HTML")}
-    state |= {"browser": widget("VBoxModel", "slider"), "slider": widget("IntSliderModel")}
-    views = [new_output("display_data", {WIDGET_VIEW: {"model_id": model}}) for model in ("row", "browser")]
-    edit(executed, lambda run: run.metadata.update(widgets={WIDGET_STATE: {"state": state}}))
-    edit(executed, lambda run: run.cells[3].update(outputs=views))
-    store(executed, committed)
-    notebook = nbformat.read(committed, as_version=4)
-    assert notebook.cells[2].outputs == views[1:]
-    assert notebook.metadata.widgets[WIDGET_STATE].state.keys() == {"browser", "slider"}
-    assert lint_outputs(notebook) == []
-
-
-def test_no_widget_metadata_where_no_widget_is_shown(pair):
-    committed, executed = pair
-    state = {"row": widget("HBoxModel", "bar"), "bar": widget("FloatProgressModel")}
+    state = {"browser": widget("VBoxModel", "slider"), "slider": widget("IntSliderModel")}
+    view = new_output("display_data", {WIDGET_VIEW: {"model_id": "browser"}})
     edit(executed, lambda run: run.metadata.update(widgets={WIDGET_STATE: {"state": state}}))
     store(executed, committed)
     assert "widgets" not in nbformat.read(committed, as_version=4).metadata
+    edit(executed, lambda run: run.cells[3].update(outputs=[view]))
+    store(executed, committed)
+    notebook = nbformat.read(committed, as_version=4)
+    assert notebook.cells[2].outputs == [view] and notebook.metadata.widgets[WIDGET_STATE].state.keys() == state.keys()
+    assert lint_outputs(notebook) == []
+
+
+def figure(n):
+    plotly = go.Figure(go.Scatter(y=list(range(n))), layout={"height": 300})
+    return new_output("display_data", {FIGURE: json.loads(plotly.to_json()), "text/plain": f"{n} points"})
+
+
+def as_png(image):
+    image.save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def test_each_figure_gets_an_image_in_a_palette_when_it_is_stored(pair, monkeypatch):
+    committed, executed = pair
+    gradient = as_png(Image.linear_gradient("L").resize((300, 300)).convert("RGB"))
+    monkeypatch.setattr(storing, "pngs", lambda figures: [gradient] * len(figures))
+    edit(executed, lambda run: run.cells[3].update(outputs=[figure(2), stream("a"), figure(3)]))
+    store(executed, committed)
+    shown = nbformat.read(committed, as_version=4).cells[2].outputs
+    alts = [output.get("metadata", {}).get("image/png", {}).get("alt") for output in shown]
+    assert alts == ["2 points", None, "3 points"]
+    image = Image.open(io.BytesIO(base64.b64decode(shown[0].data["image/png"])))
+    assert image.mode == "P" and len(image.getcolors()) <= COLOURS
+
+
+def test_a_palette_keeps_what_is_drawn():
+    picture = Image.new("RGB", (64, 64), "white")
+    picture.paste((213, 94, 0), (0, 0, 32, 32))  # TopK's orange, which 16 colours turned black
+    found = Image.open(io.BytesIO(in_palette(as_png(picture)))).convert("RGB")
+    assert found.getpixel((5, 5)) == (213, 94, 0) and found.getpixel((60, 60)) == (255, 255, 255)
+
+
+def test_a_figure_is_one_line_of_the_file_and_reads_as_it_was(pair, monkeypatch):
+    committed, executed = pair
+    monkeypatch.setattr(storing, "pngs", lambda figures: [as_png(Image.new("RGB", (1, 1)))] * len(figures))
+    edit(executed, lambda run: run.cells[3].update(outputs=[figure(500)]))
+    store(executed, committed)
+    lines = committed.read_text().splitlines()
+    assert len(lines) < 120 and sum(FIGURE in line for line in lines) == 1
+    assert nbformat.read(committed, as_version=4).cells[2].outputs[0].data[FIGURE] == figure(500).data[FIGURE]
+
+
+def test_streams_that_touch_are_joined_and_bars_that_were_overwritten_gone(pair):
+    committed, executed = pair
+    edit(executed, lambda run: run.cells[3].update(outputs=[stream("a"), stream("b\n 10%\r 20%\n")]))
+    store(executed, committed)
+    assert nbformat.read(committed, as_version=4).cells[2].outputs == [stream("ab\n 20%\n")]

@@ -14,9 +14,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from helpers.base.storage import ROOT
+from helpers.suite.run import PARAMETERS, parameter_cells
 from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW, failed
 
-PARAMETERS = {"scale": "laptop", "subject": "embedded", "seed": 0}  # in every notebook, with these defaults
 SIZE_LIMIT = 4_000_000  # bytes; code-hosting sites show nothing of a notebook much above it
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~])/(?:home|Users|root|tmp|private|mnt|media|opt|usr|var|srv)/"  # a folder at the root of a disk
@@ -47,11 +47,6 @@ def lint_outputs(notebook: NotebookNode) -> list[str]:
     """The rules about what a run leaves behind."""
     rules = (_has_outputs, _errors, _output_paths, _widgets)
     return [problem for rule in rules for problem in rule(notebook)]
-
-
-def parameter_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """The cells tagged `parameters`; there should be one."""
-    return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
 
 
 def _code(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:

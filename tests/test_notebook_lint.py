@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import nbformat
+import notebook_lint
 import pytest
 from nbformat.v4 import new_output
+from notebook_lint import SIZE_LIMIT, lint
 
-from helpers.suite import lint as notebook_lint
-from helpers.suite.lint import SIZE_LIMIT, lint
 from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW
 
 

@@ -1,0 +1,191 @@
+"""The pages made of the stored runs: CLAIMS.md, and the tables and pictures of README.md.
+
+    CLAIMS.md   every claim with the paper's value, ours and the verdict; and the leaderboard of methods
+    README.md   between `<!-- name:begin -->` and `<!-- name:end -->`: the ledger's totals with the results that matter
+                most (`results`), the notebooks with a thumbnail each (`notebooks`), what the commands took (`costs`)
+
+A notebook marks the figure that carries its message by the cell tag `gallery`.
+"""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+
+from helpers.base.stats import percent
+from helpers.base.storage import DATA, RESULTS, ROOT, write_atomic
+from helpers.figures import plots
+from helpers.notebook.claims import MARKS, counts, number, numbers, table
+from helpers.suite.run import find, number_of
+from helpers.suite.store import in_palette, pngs
+
+PICTURES = DATA / "gallery"
+THUMBNAIL = 400  # pixels wide
+PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
+HEADLINES = ("G1", "G4", "G18", "C28", "C25")  # what the README shows, misses included
+ENDS = ("mean", "low", "high")  # of an interval
+INTRODUCTION = """# What came out
+
+Each claim of the two papers, and of the work they build on, is declared in [data/claims.csv](data/claims.csv) before it
+is run: the claim in our words, the paper's value, what is measured here, and the expectation as code. A notebook passes
+its numbers to `run.check`, which judges them by that expectation and files the verdict with its seeds and interval.
+
+A miss stays in the table, with one sentence on why. Brackets hold 95 % intervals over seeds. The numbers come from the
+stored run at laptop scale on the embedded subjects. Where a claim needs more training than a laptop has minutes for,
+that run judges a stored reference run. An empty cell in the paper's column means that the paper states no number, or
+none that we could confirm; a section marked *unconfirmed* means that we know the claim only second-hand.
+
+This page is made by `make pages`; a test compares it with the stored results."""
+
+
+def write_pages() -> None:
+    """Make all of it anew from the stored notebooks and results."""
+    for name, png in {**thumbnails(), "question": question()}.items():
+        write_atomic(PICTURES / f"{name}.png", png)
+    readme = ROOT / "README.md"
+    write_atomic(readme, filled(readme.read_text(encoding="utf-8")))
+    write_atomic(ROOT / "CLAIMS.md", ledger())
+
+
+def filled(readme: str, results: Path = RESULTS) -> str:
+    """The README's text with what is between its markers made anew."""
+    parts = {"results": headlines(results), "notebooks": notebooks(results), "costs": costs(results)}
+    for name, body in parts.items():
+        readme = fill(readme, name, body)
+    return readme
+
+
+def fill(text: str, name: str, body: str) -> str:
+    """`text` with `body` between its `name` markers. Raises ValueError where the markers are missing."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"README.md needs the line {begin} once and after it the line {end} once")
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{body}\n{end}", text, flags=re.DOTALL)
+
+
+# ---- claims
+
+
+def ledger(results: Path = RESULTS) -> str:
+    """CLAIMS.md: the totals, a table per paper, and the leaderboard."""
+    rows = table(results)
+    parts = [INTRODUCTION, f"{counts(rows)}, of {len(rows)} claims."]
+    for letter, paper in PAPERS.items():
+        cells = [_claim_cells(row) for row in rows if row["claim"].id.startswith(letter)]
+        header = ["id", "claim", "paper", "measured here", "seeds", "verdict"]
+        parts += [f"## {paper}", _markdown_table(header, cells)]
+    return "\n\n".join([*parts, "## Recovery of planted differences", leaderboard(results)]) + "\n"
+
+
+def headlines(results: Path = RESULTS) -> str:
+    """The totals of the ledger, and a line for each of the results that matter most."""
+    rows = table(results)
+    chosen = [row for row in rows if row["claim"].id in HEADLINES]
+    chosen.sort(key=lambda row: HEADLINES.index(row["claim"].id))
+    cells = [[MARKS[row["verdict"]], row["claim"].claim, row["claim"].paper, numbers(row)] for row in chosen]
+    return f"{counts(rows)}, of {len(rows)} claims.\n\n" + _markdown_table(["", "claim", "paper", "here"], cells)
+
+
+def leaderboard(results: Path = RESULTS) -> str:
+    """The table of recovered planted differences that a notebook recorded (`leaderboard.summary`), per cent."""
+    for path in sorted((Path(results) / "embedded-laptop").glob("[0-9][0-9].json")):
+        if board := json.loads(path.read_text(encoding="utf-8")).get("recorded", {}).get("leaderboard"):
+            cells = {(row["method"], row["measure"]): percent(*map(row.get, ENDS)) for row in board["rows"]}
+            methods, measures = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+            rows = [[method, *(cells.get((method, name), "n/a") for name in measures)] for method in methods]
+            header = ["method", *(name.replace("_", " ") for name in measures)]
+            return f"{board['about']}\n\n{_markdown_table(header, rows)}"
+    return "Not run yet."
+
+
+def _claim_cells(row: dict) -> list[str]:
+    claim = row["claim"]
+    where = ", ".join(filter(None, (claim.source, claim.section)))
+    reason = row["why"] or ("" if claim.reproduced else claim.measured)
+    verdict = f"{MARKS[row['verdict']]} {row['verdict']}" + (f": {reason}" if reason else "")
+    return [claim.id, f"{claim.claim} ({where})", claim.paper, numbers(row), str(row["seeds"] or ""), verdict]
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# ---- notebooks and pictures
+
+
+def notebooks(results: Path = RESULTS) -> str:
+    """The notebooks in two columns: a thumbnail, the question, and what the stored run took."""
+    cards = [_card(path, results) for path in find()]
+    pairs = [cards[i : i + 2] for i in range(0, len(cards), 2)]
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {' | '.join((*pair, '')[:2])} |" for pair in pairs)])
+
+
+def _card(path: Path, results: Path) -> str:
+    file, link = Path(results) / "embedded-laptop" / f"{number_of(path)}.json", f"notebooks/{path.name}"
+    run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    cost = [f"{number(run[key])} {unit}" for key, unit in (("minutes", "min"), ("peak_memory_gb", "GB")) if key in run]
+    picture = f'<a href="{link}"><img src="data/gallery/{number_of(path)}.png" width="{THUMBNAIL}" alt=""></a><br>'
+    shown = picture if _picture(path) else ""
+    return f"{shown}[**{number_of(path)}**]({link}) {question_of(path)} <sub>{' · '.join(cost)}</sub>"
+
+
+def costs(results: Path = RESULTS) -> str:
+    """What the README's commands took in a fresh clone, as `tests/benchmarks/fresh_clone.py` measured it."""
+    file = Path(results) / "commands.json"
+    found = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"hardware": "not measured", "commands": []}
+    )
+    keys = ("minutes", "disk_gb", "memory_gb")
+    cells = [[f"`{row['command']}`", *(f"{row[key]:.1f}" for key in keys)] for row in found["commands"]]
+    return _markdown_table([f"on {found['hardware']}", "minutes", "GB on disk after it", "GB of memory"], cells)
+
+
+def question_of(path: Path) -> str:
+    """The first question of a notebook's first text cell, or else its heading, without the number."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    lines = [re.sub(r"^[#*_> ]*(\d\d · )?|[*_ ]*$", "", line) for line in text.strip().splitlines()]
+    return next((line for line in lines if line.endswith("?")), lines[0])
+
+
+def thumbnails() -> dict[str, bytes]:
+    """Number -> a small PNG of the notebook's figure that is tagged `gallery`; notebooks without one are left out."""
+    return {number_of(path): _small(png) for path in find() if (png := _picture(path))}
+
+
+def _picture(path: Path) -> bytes | None:
+    tagged = [cell for cell in nbformat.read(path, as_version=4).cells if "gallery" in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in tagged for output in cell.outputs]
+    return next((base64.b64decode(each["image/png"]) for each in data if "image/png" in each), None)
+
+
+def _small(png: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    picture.save(file := io.BytesIO(), "PNG")
+    return in_palette(file.getvalue())
+
+
+def question(results: Path = RESULTS) -> bytes:
+    """The README's one figure: notebook 02's result without its vocabulary."""
+    sweep = pd.DataFrame(json.loads((results / "embedded-laptop" / "02.json").read_text())["recorded"]["sweep"])
+    return in_palette(pngs([json.loads(plain_frontier(sweep).to_json())])[0])
+
+
+def plain_frontier(sweep: pd.DataFrame) -> go.Figure:
+    """Error against size of the code, for the two ways to be sparse, each at its best learning rate."""
+    sweep = sweep[sweep.method.isin(["ReLU", "TopK"]) & (sweep.n_latents == sweep.n_latents.max())]
+    best = sweep.loc[sweep.groupby(["method", "sparsity", "seed"]).nmse.idxmin()]
+    labels = {"l0": "numbers used for each word piece", "nmse": "error (1 = always the average)"}
+    title = "Two ways to describe what a language model thinks with few numbers: one is more exact at every size"
+    note = f"lower is better · laptop scale · docs-gpt2 · n = {best.n_latents.max():,} · seeds {sorted(set(best.seed))}"
+    figure = plots.frontier(best, panel=None, title=title, subtitle=note, labels=labels)
+    words = {"ReLU": "the older way: a price on each number (ReLU)", "TopK": "the newer way: keep the largest (TopK)"}
+    return figure.for_each_trace(lambda trace: trace.update(name=words[trace.name]))
