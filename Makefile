@@ -49,7 +49,7 @@ pages: $(READY) ## make CLAIMS.md and the README's tables anew from the stored n
 	@$(VENV) -m helpers.suite pages
 
 clean: ## delete what runs left behind: out/, the environments and the caches of the tools (not the cache of activations)
-	@rm -rf out .venv $(PEERS) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	@rm -rf out .venv $(LOCK) $(PEERS) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step beside other libraries (PEERS_IN=bf16)

@@ -10,14 +10,14 @@ import csv
 import functools
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from helpers.base.storage import DATA, RESULTS
+from helpers.base.storage import DATA, RESULTS, ROOT
 
 CLAIMS = DATA / "claims.csv"
-IDS = [f"G{i}" for i in range(1, 41)] + [f"C{i}" for i in range(1, 53)]
-CHECKING_NOTEBOOKS = [f"{i:02d}" for i in range(14)] + ["90"]
+NOTEBOOKS = ROOT / "notebooks"
 MARKS = {"reproduced": "✔", "partly": "≈", "not reproduced": "✘", "not run": "○"}
 NOT_RUN = {"verdict": "not run", "measured": {}, "interval": {}, "seeds": 0, "why": ""}
 
@@ -48,8 +48,9 @@ def load_claims(path: Path = CLAIMS) -> dict[str, Claim]:
     if header != expected or any(len(row) != len(expected) for row in rows):
         raise ValueError(f"every row of {Path(path).name} must have the cells {', '.join(expected)}")
     claims = {row[0]: Claim(*row) for row in rows}
-    if [row[0] for row in rows] != IDS:
-        raise ValueError(f"{Path(path).name} must list G1 to G40 and C1 to C52 once each, in this order")
+    n = Counter(row[0][:1] for row in rows)
+    if [row[0] for row in rows] != [f"{letter}{i}" for letter in "GC" for i in range(1, n[letter] + 1)]:
+        raise ValueError(f"{Path(path).name} must list G1, G2, G3 and so on, then C1, C2, C3 and so on, once each")
     for claim in claims.values():
         _validate(claim)
     return claims
@@ -58,8 +59,8 @@ def load_claims(path: Path = CLAIMS) -> dict[str, Claim]:
 def _validate(claim: Claim) -> None:
     if not (claim.source and claim.claim and claim.measured):
         raise ValueError(f"{claim.id} needs a source, a claim and what is measured")
-    if claim.notebook not in ["", *CHECKING_NOTEBOOKS]:
-        raise ValueError(f"{claim.id} names notebook {claim.notebook!r}: use 00 to 13, 90, or leave it empty")
+    if claim.notebook and not any(NOTEBOOKS.glob(f"{claim.notebook}_*.ipynb")):
+        raise ValueError(f"{claim.id} names notebook {claim.notebook!r}: give the digits of one that is there, or none")
     if bool(claim.reproduced) != bool(claim.partly):
         raise ValueError(f"{claim.id} needs both expectations, `reproduced` and `partly`, or neither")
     for expression in filter(None, (claim.reproduced, claim.partly)):
@@ -107,7 +108,7 @@ def names(expression: str) -> set[str]:
 
 
 def table(results: Path = RESULTS, subject: str = "embedded", scale: str = "laptop") -> list[dict]:
-    """All 92 claims in order, each with the row its notebook left in `results`, or verdict "not run"."""
+    """All claims in order, each with the row its notebook left in `results`, or verdict "not run"."""
     found = {}
     for path in sorted((Path(results) / f"{subject}-{scale}").glob("[0-9][0-9].json")):
         found |= json.loads(path.read_text(encoding="utf-8"))["claims"]
