@@ -16,6 +16,7 @@ from helpers.base.stats import interval
 from helpers.figures.style import ALONE, LABELS, METHODS, PANEL_HEIGHT, TITLE_TOP, Look, faded, headline, looks
 
 PANELS_A_ROW = 3
+ARROWS = {"lower": "↓", "higher": "↑"}
 MARKED = 30  # a line of at most so many points has a marker at each
 Parts = list[tuple[dict, pd.DataFrame]]  # per panel: {"row": ..., "col": ...} and the rows that belong there
 
@@ -24,7 +25,7 @@ class Canvas(TypedDict, total=False):
     """What every figure takes: the finding as `title` (needed), and scale, subject and seeds as `subtitle`.
 
     `panel` is a column with one panel per value; `log` the logarithmic axes ("x", "y" or "xy"); `labels` an axis title
-    per column, where it is not the suite's (`looks.LABELS`).
+    per column, where it is not the suite's (`style.LABELS`); `better` the good direction of y, "lower" or "higher".
     """
 
     title: str
@@ -32,6 +33,7 @@ class Canvas(TypedDict, total=False):
     panel: str | None
     log: str
     labels: Mapping[str, str]
+    better: str
 
 
 def blank(
@@ -45,6 +47,7 @@ def blank(
     panel: str | None = None,
     log: str = "",
     labels: Mapping[str, str] | None = None,
+    better: str = "",
 ) -> tuple[go.Figure, Parts]:
     """A figure with titles and axes but no data, and the parts of the frame that go into its panels."""
     if not set(log) <= set("xy"):
@@ -56,7 +59,9 @@ def blank(
     figure = make_subplots(rows, columns, shared_xaxes="all", shared_yaxes="all", subplot_titles=names)
     labels = {**LABELS, **(labels or {})}
     figure.update_xaxes(title_text=labels.get(x, x), showticklabels=True, **_scale(frame, x, "x" in log))
-    figure.update_yaxes(**_scale(frame, y, "y" in log)).update_yaxes(title_text=labels.get(y, y), col=1)
+    figure.update_yaxes(**_scale(frame, y, "y" in log)).update_yaxes(
+        title_text=_with_direction(labels.get(y, y), better), col=1
+    )
     if series is not None and pd.api.types.is_numeric_dtype(frame[series]):
         figure.update_layout(legend_title_text=labels.get(series, series))
     _set_margins(figure, *headline(title, subtitle), rows, bool(panel))
@@ -167,6 +172,10 @@ def check(frame: pd.DataFrame, columns: Iterable[str | None], log_columns: Itera
                 f"A log axis cannot show {bad} of {len(values)} values of {column!r} (NaN, infinite or not positive): "
                 "drop them, or leave this axis out of `log`."
             )
+
+
+def _with_direction(title: str, better: str) -> str:
+    return f"{title}<br>{ARROWS[better]} {better} is better" if better else title
 
 
 def _lows(table: pd.DataFrame, log: str) -> pd.Series:

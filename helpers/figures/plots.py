@@ -8,6 +8,7 @@ value that a log axis cannot show raises ValueError.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Unpack
@@ -30,9 +31,9 @@ from helpers.figures.canvas import (
     spread,
     whiskers,
 )
-from helpers.figures.style import LABELS, METHODS
+from helpers.figures.style import FAINT, LABELS, METHODS, sampled, text_on
 
-__all__ = ["METHODS", "band", "bars", "curves", "frontier", "heatmap", "histogram", "scatter", "show"]
+__all__ = ["METHODS", "band", "bars", "curves", "cut", "frontier", "heatmap", "histogram", "mark", "scatter", "show"]
 SHARE = "share per bin"
 
 
@@ -117,18 +118,19 @@ def histogram(
 ) -> go.Figure:
     """The share of each series' rows in bins of `x`, as steps over common bins; `paper` is an upright line.
 
-    On a log y axis an empty bin is drawn at half a row, as zero has no logarithm.
+    On a log y axis an empty bin is a gap, as zero has no logarithm.
     """
     figure, parts = _prepared(frame, x, SHARE, series, [], canvas)
     edges = _edges(frame[x], bins, canvas.get("log", ""))
     for trace, look, part in spread(frame, parts, series):
-        floor = 0.5 / len(part) if "y" in canvas.get("log", "") else 0.0
-        share = np.maximum(np.histogram(part[x], edges)[0] / len(part), floor)
+        share = np.histogram(part[x], edges)[0] / len(part)
         line = {"shape": "hv", "color": look.color, "dash": look.dash, "width": 2}
-        x_steps, y_steps = plain([edges[0], *edges]), plain([floor, *share, floor])
+        x_steps, y_steps = plain([edges[0], *edges]), plain([0.0, *share, 0.0])
+        if "y" in canvas.get("log", ""):
+            y_steps = [height or None for height in y_steps]
         figure.add_scatter(x=x_steps, y=y_steps, mode="lines", line=line, **trace)
     if paper is not None:
-        heights = [height for trace in figure.data for height in trace.y]
+        heights = [height for trace in figure.data for height in trace.y if height is not None]
         add_paper(figure, parts, pd.DataFrame({x: paper, SHARE: [min(heights), max(heights)]}), x, SHARE)
     return figure
 
@@ -161,14 +163,37 @@ def bars(
 def heatmap(frame: pd.DataFrame, x: str, y: str, z: str, *, digits: int = 2, **canvas: Unpack[Canvas]) -> go.Figure:
     """A coloured cell per pair (x, y), with the mean of its rows in column `z` written in it."""
     figure, parts = _prepared(frame, x, y, None, [z], canvas)
+    means = [part.groupby([x, y], observed=True)[z].mean() for _, part in parts]
+    low, high = min(map(min, means)), max(map(max, means))
     for place, part in parts:
         table = part.pivot_table(index=y, columns=x, values=z, sort=False)
-        names = {"x": table.columns.astype(str).tolist(), "y": table.index.astype(str).tolist()}
+        columns, rows = table.columns.astype(str).tolist(), table.index.astype(str).tolist()
         cells = [plain(row) for row in table.to_numpy()]
-        text = {"texttemplate": f"%{{z:.{digits}f}}", "coloraxis": "coloraxis", "xgap": 2, "ygap": 2}
-        figure.add_heatmap(z=cells, **names, **text, **place)
+        figure.add_heatmap(z=cells, x=columns, y=rows, coloraxis="coloraxis", xgap=2, ygap=2, **place)
+        written = [(c, r, z) for r, row in zip(rows, cells, strict=True) for c, z in zip(columns, row, strict=True)]
+        written = [cell for cell in written if cell[2] == cell[2]]  # no number, no text
+        shades = sampled("Cividis", [(z - low) / ((high - low) or 1) for *_, z in written])
+        font = {"color": [text_on(shade) for shade in shades]}
+        places = {"x": [c for c, *_ in written], "y": [r for _, r, _ in written], "hoverinfo": "skip"}
+        text = [f"{z:.{digits}f}" for *_, z in written]
+        figure.add_scatter(mode="text", text=text, textfont=font, showlegend=False, **places, **place)
+    figure.update_layout(coloraxis={"cmin": low, "cmax": high})
     figure.update_layout(coloraxis_colorbar_title_text={**LABELS, **canvas.get("labels", {})}.get(z, z))
     return figure.update_xaxes(type="category", showgrid=False).update_yaxes(type="category", showgrid=False)
+
+
+def mark(figure: go.Figure, x: object, y: float, text: str, log: str = "", **place: int) -> go.Figure:
+    """Point at (x, y), the one that the title speaks of. `log` as in `Canvas`; `place` is row and col of its panel."""
+    at = {axis: math.log10(v) if axis in log else v for axis, v in (("x", x), ("y", y))}
+    arrow = {"showarrow": True, "arrowhead": 2, "ax": 40, "ay": -35, "bgcolor": "rgba(255,255,255,0.8)"}
+    return figure.add_annotation(text=text, **at, **arrow, **place)
+
+
+def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = None) -> go.Figure:
+    """A dashed line at x or y in every panel, with what it separates written on it."""
+    line = {"color": FAINT, "dash": "dash", "width": 1.5}
+    add = figure.add_hline if x is None else figure.add_vline
+    return add(y if x is None else x, line=line, annotation_text=text, annotation_font_color=FAINT)
 
 
 def _prepared(

@@ -1,6 +1,5 @@
 """Figures say their finding, keep one look per method and show seeds as intervals; `show` is one whole output."""
 
-import base64
 import json
 
 import numpy as np
@@ -41,7 +40,7 @@ def sweep() -> pd.DataFrame:
 def shown(monkeypatch) -> list[tuple[dict, dict]]:
     """What `show` handed to the notebook."""
     outputs = []
-    monkeypatch.setattr(plots, "display", lambda bundle, metadata, raw: outputs.append((bundle, metadata)))
+    monkeypatch.setattr(plots, "display", lambda bundle, metadata=None, raw=False: outputs.append((bundle, metadata)))
     return outputs
 
 
@@ -143,7 +142,7 @@ def test_histogram_steps_are_shares_of_each_series_on_common_edges():
     assert topk.x == relu.x == (0, 0, 0.5, 1)
     assert topk.y == (0, 0.75, 0.25, 0) and relu.y == (0, 0, 1, 0)
     log = plots.histogram(frame, "x", series="method", bins=2, log="y", **COMMON).data
-    assert log[1].y == (0.25, 0.25, 1, 0.25)
+    assert log[1].y == (None, None, 1, None)  # an empty bin is a gap
 
 
 def test_histogram_bins_are_equal_on_a_log_axis():
@@ -194,28 +193,42 @@ def test_a_value_that_a_log_axis_cannot_show_is_refused(sweep):
     assert plots.curves(frame, "l0", "nmse", log="x", **COMMON).data
 
 
-def test_show_is_one_output_with_json_image_and_text(sweep, shown):
+def test_show_is_one_output_with_json_and_text(sweep, shown):
     figure = plots.frontier(sweep, **COMMON)
-    plots.show(figure, export=lambda figure: b"image")
-    [(bundle, metadata)] = shown
-    assert set(bundle) == {"application/vnd.plotly.v1+json", "image/png", "text/plain"}
-    assert base64.b64decode(bundle["image/png"]) == b"image"
-    assert bundle["text/plain"] == metadata["image/png"]["alt"] == "TopK wins smoke scale, 3 seeds"
+    plots.show(figure)
+    plots.show(figure, alt="words")
+    (bundle, _), (other, _) = shown
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"}
+    assert (bundle["text/plain"], other["text/plain"]) == ("TopK wins smoke scale, 3 seeds", "words")
     content = bundle["application/vnd.plotly.v1+json"]
     assert set(content) == {"data", "layout", "config"} and content["config"]["displayModeBar"] is False
     assert go.Figure(content["data"], content["layout"]) == figure
 
 
-def test_show_without_an_image_is_the_rest(sweep, shown):
-    plots.show(plots.frontier(sweep, **COMMON), alt="words", export=lambda figure: None)
-    [(bundle, metadata)] = shown
-    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"} and metadata == {}
-    assert bundle["text/plain"] == "words"
+def test_the_good_direction_stands_on_the_axis(sweep):
+    figure = plots.curves(sweep, "l0", "nmse", better="lower", **COMMON)
+    assert figure.layout.yaxis.title.text.endswith("<br>↓ lower is better")
+
+
+def test_the_point_of_the_title_is_marked_where_it_is_on_a_log_axis(sweep):
+    figure = plots.mark(plots.frontier(sweep, **COMMON), 100.0, 0.1, "n = 512", log="xy")
+    (found,) = (note for note in figure.layout.annotations if note.text == "n = 512")
+    assert (found.x, found.y, found.showarrow) == (2.0, -1.0, True)
+
+
+def test_a_cut_says_what_it_separates(sweep):
+    figure = plots.cut(plots.curves(sweep, "l0", "nmse", **COMMON), "called chat-only", x=20.0)
+    assert figure.layout.shapes[0].x0 == 20.0 and figure.layout.annotations[-1].text == "called chat-only"
+
+
+def test_numbers_in_cells_are_written_in_black_or_white(sweep):
+    _, text = plots.heatmap(sweep, "sparsity", "n_latents", "nmse", **COMMON).data
+    assert len(text.text) == 6 and set(text.textfont.color) <= {"#000000", "#FFFFFF"}
 
 
 def test_the_stored_json_is_small_and_strict(figures, shown):
     for figure in figures.values():
-        plots.show(figure, export=lambda figure: None)
+        plots.show(figure)
     for bundle, _ in shown:
         text = json.dumps(bundle, allow_nan=False)
         assert len(text) < 12_000 and "bdata" not in text

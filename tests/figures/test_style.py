@@ -1,8 +1,12 @@
 """One look per method, and never two series that differ in colour alone."""
 
-import pytest
+import itertools
 
-from helpers.figures.style import GREYS, METHODS, WIDTH, faded, headline, looks
+import numpy as np
+import pytest
+from plotly.colors import get_colorscale
+
+from helpers.figures.style import METHODS, OTHERS, SAME, WIDTH, contrast, faded, headline, looks, sampled, text_on
 
 
 def test_no_two_methods_share_a_colour_a_symbol_or_both_line_and_pattern():
@@ -15,9 +19,48 @@ def test_a_method_keeps_its_look_whatever_stands_beside_it():
     assert alone["TopK"] == among["TopK"] == METHODS["TopK"]
 
 
-def test_other_series_get_looks_that_no_method_in_the_figure_has():
-    found = looks(["resampling", "ReLU", "tied init"])
-    assert found["ReLU"] == METHODS["ReLU"] and len(set(found.values())) == 3
+def test_other_series_never_have_the_look_of_a_method():
+    colours = {look.color for look in METHODS.values()}
+    assert not colours & {look.color for look in OTHERS} and len({look.color for look in OTHERS}) == len(OTHERS)
+    found = looks(["measured", "ReLU", "with a floor"])
+    assert found["ReLU"] == METHODS["ReLU"] and found["measured"] in OTHERS and found["with a floor"] in OTHERS
+
+
+def test_a_method_by_another_name_has_the_same_look():
+    assert looks(["L1 crosscoder", "BatchTopK crosscoder"]) == {
+        "L1 crosscoder": METHODS["ReLU"],
+        "BatchTopK crosscoder": METHODS["BatchTopK"],
+    }
+    assert set(SAME.values()) <= set(METHODS) and not set(SAME) & set(METHODS)
+
+
+def test_variants_of_a_method_share_its_colour_and_differ_in_symbol_and_dash():
+    found = looks(["TopK, refined", "TopK", "ReLU, as trained", "ReLU, refined", "diff-SAE + Latent Scaling"])
+    assert found["TopK"] == METHODS["TopK"] and found["ReLU, as trained"] == METHODS["ReLU"]
+    for variant, method in (("TopK, refined", "TopK"), ("ReLU, refined", "ReLU")):
+        look = found[variant]
+        assert (look.color, look.symbol) == (METHODS[method].color, f"{METHODS[method].symbol}-open")
+    assert found["diff-SAE + Latent Scaling"] == METHODS["diff-SAE"] and len(set(found.values())) == 5
+
+
+def test_lines_of_the_autoencoders_and_of_the_others_are_told_apart():
+    for some in (list(METHODS.values()), OTHERS):
+        for a, b in itertools.combinations(some, 2):
+            apart = sum(abs(int(a.color[i : i + 2], 16) - int(b.color[i : i + 2], 16)) for i in (1, 3, 5))
+            assert apart > 25, (a, b)
+
+
+def test_text_on_any_shade_of_a_scale_has_a_contrast_of_at_least_four_and_a_half():
+    assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
+    assert contrast("#767676", "#FFFFFF") == pytest.approx(4.54, abs=0.01)
+    shades = sampled("Cividis", np.linspace(0, 1, 101))
+    assert shades[0] == get_colorscale("Cividis")[0][1].lower()
+    assert min(contrast(text_on(shade), shade) for shade in shades) >= 4.5
+
+
+def test_a_name_is_not_broken_at_its_hyphen():
+    text, _ = headline("word " * 11 + "docs-gemma2-base")
+    assert "docs-gemma2-base" in text
 
 
 def test_numbers_run_through_a_scale_in_their_order():
@@ -28,9 +71,9 @@ def test_numbers_run_through_a_scale_in_their_order():
     assert len({look.symbol for look in found.values()}) == 3
 
 
-def test_more_series_than_colours_are_refused_and_the_greys_are_not_lent():
-    names = [f"series {i}" for i in range(len(METHODS) - len(GREYS) + 1)]
-    assert not {METHODS[grey] for grey in GREYS} & set(looks(names[:-1]).values())
+def test_more_series_than_colours_are_refused():
+    names = [f"series {i}" for i in range(len(OTHERS) + 1)]
+    assert list(looks(names[:-1]).values()) == list(OTHERS)
     with pytest.raises(ValueError, match="8 series are too many to tell apart"):
         looks(names)
 
