@@ -1,7 +1,8 @@
 """A mean over seeds and the interval around it.
 
 The interval of a mean over n seeds is Student's:   mean ± t(n - 1) · s / √n.   It assumes roughly normal seeds; a
-bootstrap of three values is far too narrow.
+bootstrap of three values is far too narrow. Where one run has many rows of text or dialogues, they are resampled, and
+the interval holds 95 % of the resamplings.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 import scipy.stats
+import torch
 
 
 def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -30,6 +32,16 @@ def ratio_interval(ratios: Iterable[float], confidence: float = 0.95) -> tuple[f
         raise ValueError(f"a geometric mean needs positive ratios, got {min(ratios)}")
     mean, low, high = map(math.exp, interval(map(math.log, ratios), confidence))
     return mean, low, high
+
+
+def resampled_columns(name: str, drawn: torch.Tensor) -> dict[str, list[float]]:
+    """A value for each row of `drawn` (n, 1 + draws), and the ends of the interval of its resamplings: name, name_low,
+    name_high. Without draws there are no ends."""
+    value, draws = drawn[:, 0].tolist(), drawn[:, 1:]
+    if not draws.shape[1]:
+        return {name: value}
+    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=1).tolist()
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def percent(mean: float | None, low: float | None, high: float | None) -> str:

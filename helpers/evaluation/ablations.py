@@ -23,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.activations.stream import normalise, undo
+from helpers.activations.stream import normalise
 from helpers.dictionaries.autoencoders import SparseAutoencoder
+from helpers.evaluation.downstream import keep_first, reconstruction
 from helpers.subjects.subject import Subject
 
+AFTER = 16  # T: tokens whose logits are looked at, from the one on at which something is removed
 FIRST = 16  # the earliest position, as the first tokens of a row have few to attend to and odd norms
 
 
@@ -38,7 +40,6 @@ def ablate(
     n_tokens: int,
     kinds: Sequence[str] = ("latent",),
     per_token: int = 16,
-    n_after: int = 16,
     keep_error: bool = True,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -53,11 +54,11 @@ def ablate(
     if unknown := set(kinds) - KINDS.keys():
         raise ValueError(f"there is no kind {', '.join(sorted(unknown))}: choose of {', '.join(KINDS)}")
     random = torch.Generator().manual_seed(1000 + seed)  # not the stream that the autoencoder starts from
-    rows, positions = draw_tokens(rows, n_tokens, n_after, random)
+    rows, positions = draw_tokens(rows, n_tokens, random)
     found = []
     for token, (residuals, t) in enumerate(zip(subject.residuals(rows), positions, strict=True)):
         terms = active_terms(sae, residuals[t], per_token, random)
-        around = (residuals if keep_error else reconstructed(sae, residuals))[: t + n_after]
+        around = (residuals if keep_error else keep_first(reconstruction(sae))(residuals[None])[0])[: t + AFTER]
         for kind in kinds if len(terms) else ():
             removed = KINDS[kind](around[t:], terms, random)
             effects = effects_of_removing(subject, around, t, removed)
@@ -86,15 +87,15 @@ def effects_of_removing(subject: Subject, residuals: Tensor, position: int, remo
     return logits[1:] - logits[0]
 
 
-def draw_tokens(rows: Tensor, n_tokens: int, n_after: int, random: torch.Generator) -> tuple[Tensor, list[int]]:
-    """Random rows of (n, L), and in each a random position with FIRST tokens before and `n_after` from it on."""
+def draw_tokens(rows: Tensor, n_tokens: int, random: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Random rows of (n, L), and in each a random position with FIRST tokens before and AFTER from it on."""
     n_rows, length = rows.shape
-    if n_rows < n_tokens or length < FIRST + n_after:
+    if n_rows < n_tokens or length < FIRST + AFTER:
         raise ValueError(
-            f"{n_tokens} tokens need as many rows of {FIRST + n_after} tokens or more, "
+            f"{n_tokens} tokens need as many rows of {FIRST + AFTER} tokens or more, "
             f"there are {n_rows} of {length}: take fewer tokens, or longer rows"
         )
-    positions = torch.randint(FIRST, length - n_after + 1, (n_tokens,), generator=random)
+    positions = torch.randint(FIRST, length - AFTER + 1, (n_tokens,), generator=random)
     return rows[torch.randperm(n_rows, generator=random)[:n_tokens]], positions.tolist()
 
 
@@ -105,12 +106,6 @@ def active_terms(sae: SparseAutoencoder, residual: Tensor, at_most: int, random:
     on = latents.nonzero().squeeze(1)
     on = on[torch.randperm(len(on), generator=random)[:at_most]]
     return latents[on, None] * sae.W_dec[on] * scale.norm
-
-
-def reconstructed(sae: SparseAutoencoder, residuals: Tensor) -> Tensor:
-    """The stream rebuilt, (L, d_model), but for the first position, which autoencoders are not trained on."""
-    x, scale = normalise(residuals[1:])
-    return torch.cat([residuals[:1], undo(sae(x), scale)])
 
 
 # Each kind: residuals (T, d_model) from the token on and terms (m, d_model) -> what is removed (m, 1 or T, d_model).

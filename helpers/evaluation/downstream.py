@@ -6,9 +6,9 @@
     recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(original))
     compute share = tokens after which the subject itself had lost as much / all its tokens
 
-Positions: autoencoders never see the first token of a row, whose residual is huge. It keeps its own residual, unless
-`keep_first=False`. The prediction made there then cannot change, so it is never counted: a row of T tokens counts the
-T - 2 predictions made at positions 1 to T - 2.
+Positions: autoencoders never see the first token of a row, whose residual is huge. It keeps its own residual. The
+prediction made there cannot change, so it is not counted: a row of T tokens counts the T - 2 predictions made at
+positions 1 to T - 2.
 
 Ablations: zero is the zero residual. Mean is the mean of the normalised activations, undone with each token's own mean
 and norm: the very predictor whose NMSE is 1, so that both rulers have the same zero.
@@ -22,8 +22,8 @@ of how much. The least-squares scale is fitted on training text,
 
     c = E[s a] / E[s^2],    x_hat = sum_j c_j s_j W_dec[j] + b_dec,
 
-and x_hat takes the place of the residual stream at the site, on every token but the first of a row. Mean and length of
-each residual stay the true ones: a code does not hold them.
+and x_hat takes the place of the residual stream at the site. Mean and length of each residual stay the true ones: a
+code does not hold them.
 """
 
 import json
@@ -38,11 +38,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers.activations.stream import normalise, undo
+from helpers.base.stats import resampled_columns
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.subjects.subject import Subject, token_losses
 
 Replace = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
-TAILS = torch.tensor([0.025, 0.975], dtype=torch.float64)  # of a 95 % interval
+BATCH_ROWS = 16  # rows of text a pass
+DRAWS = 1000  # resamplings of rows
 ROUNDING = 1e-5  # nats: what float32 leaves of no difference at all
 
 
@@ -54,49 +56,44 @@ class Losses(NamedTuple):
     kl: Tensor  # (n_replacements, n_rows)
 
 
-def downstream(
-    subject: Subject,
-    rows: Tensor,
-    saes: Sequence[SparseAutoencoder],
-    mean: Tensor,
-    keep_first: bool = True,
-    batch_rows: int = 16,
-    draws: int = 1000,
-) -> pd.DataFrame:
+def downstream(subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder], mean: Tensor) -> pd.DataFrame:
     """A row for each autoencoder, all on the same token rows (n_rows, T); `mean` (d_model,) of normalised activations.
 
     Columns, in nats a token: ce_original, ce_zero, ce_mean, ce, kl, delta_ce. Shares: recovered_zero, recovered_mean;
-    NaN if the ablation costs nothing. delta_ce and the shares have `_low` and `_high`: 95 % of `draws` resamplings of
+    NaN if the ablation costs nothing. delta_ce and the shares have `_low` and `_high`: 95 % of resamplings of
     rows. Rows next to each other share documents, so spread them over the text.
     Raises ValueError for rows of fewer than three tokens, and for an autoencoder of another width.
     """
     if wrong := {sae.d_model for sae in saes} - {subject.d_model}:
         raise ValueError(f"{subject.name} is {subject.d_model} wide, autoencoders are {sorted(wrong)}: use its own")
     replacements = [torch.zeros_like, ablation(mean), *map(reconstruction, saes)]
-    losses = splice_losses(subject, rows, replacements, keep_first, batch_rows)
-    drawn = (losses.ce - losses.original) @ _weights(len(rows), draws).T  # (replacements, 1 + draws)
+    losses = splice_losses(subject, rows, replacements)
+    drawn = (losses.ce - losses.original) @ _weights(len(rows)).T  # (replacements, 1 + draws)
     zero, average, delta_ce = drawn[0], drawn[1], drawn[2:]
     ce_original, (ce_zero, ce_mean, *ce) = losses.original.mean().item(), losses.ce.mean(1).tolist()
     table = {"ce_original": ce_original, "ce_zero": ce_zero, "ce_mean": ce_mean, "ce": ce}
-    table |= {"kl": losses.kl[2:].mean(1).tolist()} | _with_ends("delta_ce", delta_ce)
-    table |= _with_ends("recovered_zero", _recovered(delta_ce, zero))
-    table |= _with_ends("recovered_mean", _recovered(delta_ce, average))
+    table |= {"kl": losses.kl[2:].mean(1).tolist()} | resampled_columns("delta_ce", delta_ce)
+    table |= resampled_columns("recovered_zero", _recovered(delta_ce, zero))
+    table |= resampled_columns("recovered_mean", _recovered(delta_ce, average))
     return pd.DataFrame(table)
 
 
 @torch.no_grad()
-def splice_losses(
-    subject: Subject, rows: Tensor, replacements: Sequence[Replace], keep_first: bool = True, batch_rows: int = 16
-) -> Losses:
-    """Losses of the subject, and with each replacement at its site, on token rows (n_rows, T).
+def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> Losses:
+    """Losses of the subject, and with each replacement at its site but at first positions, on token rows (n_rows, T).
 
-    Blocks up to the site run once for all. Memory: three tensors (batch_rows, T, n_vocab) in float32.
+    Blocks up to the site run once for all. Memory: three tensors (BATCH_ROWS, T, n_vocab) in float32.
     """
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 3:
         raise ValueError(f"rows must be (n_rows, T) with at least one row of three tokens, not {tuple(rows.shape)}")
-    parts = tqdm(rows.split(batch_rows), "splice", unit="batch", delay=2, leave=False)
-    original, ce, kl = zip(*(_batch(subject, part, replacements, keep_first) for part in parts), strict=True)
+    parts = tqdm(rows.split(BATCH_ROWS), "splice", unit="batch", delay=2, leave=False)
+    original, ce, kl = zip(*(_batch(subject, part, replacements) for part in parts), strict=True)
     return Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
+
+
+def keep_first(replace: Replace) -> Replace:
+    """The same everywhere but at the first position of each row, which keeps its own residual."""
+    return lambda residuals: torch.cat([residuals[:, :1], replace(residuals)[:, 1:]], dim=1)
 
 
 def reconstruction(sae: SparseAutoencoder) -> Replace:
@@ -109,14 +106,43 @@ def reconstruction(sae: SparseAutoencoder) -> Replace:
     return replace
 
 
+def decoded(x_hat: Tensor) -> Replace:
+    """Given normalised activations (B, T, d_model); each token keeps its own mean and norm."""
+    return lambda residuals: undo(x_hat.to(residuals), normalise(residuals)[1])
+
+
 def ablation(mean: Tensor) -> Replace:
     """The same normalised activation (d_model,) for every token; each keeps its own mean and norm."""
+    return lambda residuals: decoded(mean.expand_as(residuals))(residuals)
 
-    def replace(residuals: Tensor) -> Tensor:
-        x, scale = normalise(residuals)
-        return undo(mean.to(x).expand_as(x), scale)
 
-    return replace
+def rescaled(
+    predicted: scipy.sparse.csc_array, fit_predicted: scipy.sparse.csc_array, fit_codes: scipy.sparse.csc_array
+) -> scipy.sparse.csc_array:
+    """`predicted` (n_tokens, n_latents) times the scale of each latent that fits `fit_predicted` to `fit_codes`.
+
+    A latent that is predicted nowhere in the text of the fit is left out: its scale is unknown.
+    """
+    squares = np.asarray(fit_predicted.multiply(fit_predicted).sum(0), np.float64)
+    products = np.asarray(fit_predicted.multiply(fit_codes).sum(0), np.float64)
+    scale = np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0)
+    return (predicted @ scipy.sparse.diags_array(scale.astype(np.float32))).tocsc()
+
+
+@torch.no_grad()
+def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: scipy.sparse.csc_array) -> float:
+    """Nats a token when the site holds what `codes` (n_rows * T, n_latents) decode to, ids (n_rows, T).
+
+    The mean is over the predictions made after replaced tokens: all but the first of each row.
+    """
+    if codes.shape[0] != rows.numel():
+        raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
+    x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
+    total = 0.0
+    for ids, part in zip(rows.split(BATCH_ROWS), x_hat.split(BATCH_ROWS), strict=True):
+        logits = subject.splice(ids, keep_first(decoded(part)))
+        total += token_losses(logits, ids)[:, 1:].sum().item()
+    return total / (rows.numel() - 2 * len(rows))
 
 
 class TrainingCurve:
@@ -181,9 +207,7 @@ def compute_shares(frame: pd.DataFrame, curve: TrainingCurve) -> pd.DataFrame:
     return pd.DataFrame(table | {"why_not": [reason for _, reason in found]}, index=frame.index)
 
 
-def _batch(
-    subject: Subject, rows: Tensor, replacements: Sequence[Replace], keep_first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> tuple[Tensor, Tensor, Tensor]:
     residuals = subject.residuals(rows)
     targets = rows[:, 2:].to(residuals.device, torch.int64)
     logits = _counted(subject.resume(residuals))
@@ -192,10 +216,8 @@ def _batch(
     del logits  # as large as p
     found = []
     for replace in replacements:
-        spliced = replace(residuals)
-        if keep_first:
-            spliced = torch.cat([residuals[:, :1], spliced[:, 1:]], 1)
-        found.append(_cross_entropies(_counted(subject.resume(spliced)), p, targets))
+        spliced = subject.resume(keep_first(replace)(residuals))
+        found.append(_cross_entropies(_counted(spliced), p, targets))
     ce, crossed = (torch.stack(losses) for losses in zip(*found, strict=True))
     return original, ce, crossed - entropy
 
@@ -213,23 +235,17 @@ def _cross_entropies(logits: Tensor, p: Tensor, targets: Tensor) -> tuple[Tensor
     return tuple(losses.double().mean(1).cpu() for losses in (drawn, expected))
 
 
-def _weights(n_rows: int, draws: int) -> Tensor:
-    """(1 + draws, n_rows): equal weights, then those of rows drawn with replacement."""
+def _weights(n_rows: int) -> Tensor:
+    """(1 + DRAWS, n_rows): equal weights, then those of rows drawn with replacement."""
     random = torch.Generator().manual_seed(0)
-    chosen = torch.randint(n_rows, (draws, n_rows), generator=random)
-    counts = torch.zeros(draws, n_rows, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
+    chosen = torch.randint(n_rows, (DRAWS, n_rows), generator=random)
+    counts = torch.zeros(DRAWS, n_rows, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
     return torch.cat([torch.ones(1, n_rows, dtype=torch.float64), counts]) / n_rows
 
 
 def _recovered(delta_ce: Tensor, ablated: Tensor) -> Tensor:
-    """(n_saes, draws) and (draws,), both increases over the original loss."""
+    """(n_saes, 1 + DRAWS) and (1 + DRAWS,), both increases over the original loss."""
     return 1 - delta_ce / ablated.where(ablated > 0, torch.nan)
-
-
-def _with_ends(name: str, drawn: Tensor) -> dict[str, list[float]]:
-    """The value in the first column of (n_saes, 1 + draws), and the interval of the others."""
-    low, high = drawn[:, 1:].quantile(TAILS, dim=1)
-    return {name: drawn[:, 0].tolist(), f"{name}_low": low.tolist(), f"{name}_high": high.tolist()}
 
 
 def _share(curve: TrainingCurve, delta_ce: float) -> tuple[float, str]:
@@ -237,39 +253,3 @@ def _share(curve: TrainingCurve, delta_ce: float) -> tuple[float, str]:
         return curve.share(delta_ce), ""
     except ValueError as outside:
         return float("nan"), str(outside)
-
-
-def rescaled(
-    predicted: scipy.sparse.csc_array, fit_predicted: scipy.sparse.csc_array, fit_codes: scipy.sparse.csc_array
-) -> scipy.sparse.csc_array:
-    """`predicted` (n_tokens, n_latents) times the scale of each latent that fits `fit_predicted` to `fit_codes`.
-
-    A latent that is predicted nowhere in the text of the fit is left out: its scale is unknown.
-    """
-    squares = np.asarray(fit_predicted.multiply(fit_predicted).sum(0), np.float64)
-    products = np.asarray(fit_predicted.multiply(fit_codes).sum(0), np.float64)
-    scale = np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0)
-    return (predicted @ scipy.sparse.diags_array(scale.astype(np.float32))).tocsc()
-
-
-@torch.no_grad()
-def spliced_loss(
-    subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: scipy.sparse.csc_array, rows_a_pass: int = 16
-) -> float:
-    """Nats a token when the site holds what `codes` (n_rows * T, n_latents) decode to, ids (n_rows, T).
-
-    The mean is over the predictions made after replaced tokens: all but the first of each row.
-    """
-    if codes.shape[0] != rows.numel():
-        raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
-    x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
-    total = 0.0
-    for ids, part in zip(rows.split(rows_a_pass), x_hat.split(rows_a_pass), strict=True):
-        logits = subject.splice(ids, lambda residuals, part=part: _replaced(residuals, part))
-        total += token_losses(logits, ids)[:, 1:].sum().item()
-    return total / (rows.numel() - 2 * len(rows))
-
-
-def _replaced(residuals: Tensor, x_hat: Tensor) -> Tensor:
-    replaced = undo(x_hat.to(residuals), normalise(residuals)[1])
-    return torch.cat([residuals[:, :1], replaced[:, 1:]], dim=1)

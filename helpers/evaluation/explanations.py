@@ -30,6 +30,7 @@ from helpers.subjects.subject import Subject
 
 Measure = Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray]  # f: texts and a latent for each -> activations
 HALF = 0.5  # of an activation: what a suffix must keep, and what a salient token must carry
+ROWS_A_PASS = 16
 TOKENS_A_PASS = 4096
 
 
@@ -58,16 +59,16 @@ class Explained(NamedTuple):
 
 
 @torch.no_grad()
-def site_activations(subject: Subject, rows: Tensor, rows_a_pass: int = 16) -> Tensor:
+def site_activations(subject: Subject, rows: Tensor) -> Tensor:
     """Normalised activations at the site, ids (n_rows, T) -> (n_rows, T, d_model)."""
-    return torch.cat([normalise(subject.residuals(part))[0].cpu() for part in rows.split(rows_a_pass)])
+    return torch.cat([normalise(subject.residuals(part))[0].cpu() for part in rows.split(ROWS_A_PASS)])
 
 
 @torch.no_grad()
-def firings(sae: SparseAutoencoder, x: Tensor, rows_a_pass: int = 16) -> scipy.sparse.csc_array:
+def firings(sae: SparseAutoencoder, x: Tensor) -> scipy.sparse.csc_array:
     """Latents on activations x (n_rows, T, d_model), as a sparse (n_rows * T, n_latents)."""
     parts = []
-    for part in x.split(rows_a_pass):
+    for part in x.split(ROWS_A_PASS):
         latents = sae.eval().encode(part.flatten(0, 1).to(sae.W_enc.device))
         latents[:: x.shape[1]] = 0
         parts.append(scipy.sparse.csr_array(latents.cpu().numpy()))

@@ -17,6 +17,8 @@ from helpers.subjects.subject import Subject
 from helpers.text.documents import Document
 from helpers.text.labels import LABELS, label_tokens, parses
 
+RAREST = 0.01  # share of the tokens, of either class of a task
+
 
 class Labelled(NamedTuple):
     """Activations and the labels of their tokens."""
@@ -52,9 +54,9 @@ def labelled_rows(
     return LabelledRows(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(y, axis=1)))
 
 
-def with_activations(rows: LabelledRows, read: Callable[[Tensor], Tensor], batch: int = 16) -> Labelled:
+def with_activations(rows: LabelledRows, read: Callable[[Tensor], Tensor]) -> Labelled:
     """Activations of labelled rows. `read` maps ids (B, context) to (B * kept, width), the last `kept` of each row."""
-    x = torch.cat([read(some).cpu() for some in rows.ids.split(batch)])
+    x = torch.cat([read(some).cpu() for some in rows.ids.split(16)])
     kept = len(x) // len(rows.ids)
     return Labelled(x, rows.y[..., -kept:].flatten(1), LABELS, rows.ids[:, -kept:].flatten())
 
@@ -70,10 +72,10 @@ def mlp_neurons(subject: Subject, ids: Tensor, harvest: Harvest) -> Tensor:
     return found[0][:, -harvest.kept :].flatten(0, 1).float()
 
 
-def common_tasks(*parts: Labelled, share: float = 0.01) -> list[Labelled]:
-    """The parts with only those tasks of which both classes have at least this share of the tokens in every part."""
+def common_tasks(*parts: Labelled) -> list[Labelled]:
+    """The parts with only those tasks of which both classes have at least RAREST of the tokens in every part."""
     rates = torch.stack([part.y.float().mean(1) for part in parts])
-    keep = torch.minimum(rates, 1 - rates).amin(0) >= share
+    keep = torch.minimum(rates, 1 - rates).amin(0) >= RAREST
     tasks = tuple(task for task, kept in zip(parts[0].tasks, keep.tolist(), strict=True) if kept)
     return [part._replace(y=part.y[keep], tasks=tasks) for part in parts]
 

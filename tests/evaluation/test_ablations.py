@@ -31,6 +31,12 @@ class LinearSubject:
         return residuals
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few tokens are looked at, so that rows may be short."""
+    monkeypatch.setattr(ablations, "AFTER", 4)
+
+
 def random_from(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -120,17 +126,17 @@ def test_what_comes_after_the_window_plays_no_part(gpt2):
 
 @pytest.mark.parametrize("keep_error", [True, False])
 def test_one_latent_is_one_logit_in_a_linear_subject(keep_error):
-    found = ablate(LinearSubject(), axes_sae(), some_rows(), 12, n_after=4, keep_error=keep_error)
+    found = ablate(LinearSubject(), axes_sae(), some_rows(), 12, keep_error=keep_error)
     assert found.share.tolist() == pytest.approx([1 / (4 * WIDTH)] * len(found), rel=1e-4)
     assert found.share_here.tolist() == pytest.approx([1 / WIDTH] * len(found), rel=1e-4)
 
 
 def test_channels_in_a_linear_subject():
-    found = ablate(LinearSubject(), axes_sae(), some_rows(), 12, ["channel", "channel, equal norm"], n_after=4)
+    found = ablate(LinearSubject(), axes_sae(), some_rows(), 12, ["channel", "channel, equal norm"])
     assert found.share.tolist() == pytest.approx([1 / (4 * WIDTH)] * len(found), rel=1e-4)
     subject = LinearSubject()
     subject.table[:] = torch.arange(WIDTH) + 1.0  # every token alike, so that all of the window moves as much
-    found = ablate(subject, axes_sae(), some_rows(), 12, ["channel at all tokens"], n_after=4)
+    found = ablate(subject, axes_sae(), some_rows(), 12, ["channel at all tokens"])
     assert found.share.tolist() == pytest.approx([1 / WIDTH] * len(found), rel=1e-4)
 
 
@@ -154,9 +160,9 @@ def test_a_channel_is_zeroed_in_the_stream_it_is_removed_from(keep_error):
 @pytest.mark.parametrize("keep_error", [True, False])
 def test_ablate_against_a_loop_over_latents(gpt2, early, keep_error):
     sae, rows = some_sae(), some_rows(5, 12, N_VOCAB)
-    found = ablate(gpt2, sae, rows, 4, per_token=100, n_after=4, keep_error=keep_error, seed=3)
+    found = ablate(gpt2, sae, rows, 4, per_token=100, keep_error=keep_error, seed=3)
     expected = []
-    for row, t in zip(*draw_tokens(rows, 4, 4, random_from(1003)), strict=True):
+    for row, t in zip(*draw_tokens(rows, 4, random_from(1003)), strict=True):
         residuals = gpt2.residuals(row[None])[0]
         x, scale = normalise(residuals)
         around = residuals if keep_error else torch.cat([residuals[:1], undo(sae(x), scale)[1:]])
@@ -209,7 +215,7 @@ def test_controls_are_what_they_say():
 
 def test_tokens_are_drawn_from_the_whole_of_what_fits():
     rows = torch.arange(400 * 22).view(400, 22)
-    drawn, positions = draw_tokens(rows, 400, 4, random_from())
+    drawn, positions = draw_tokens(rows, 400, random_from())
     assert set(positions) == {16, 17, 18}  # 16 before, and 4 from the position on
     assert sorted(drawn[:, 0].tolist()) == rows[:, 0].tolist() and not drawn.equal(rows)
 
@@ -223,12 +229,12 @@ def test_the_same_seed_draws_the_same_tokens_for_every_autoencoder():
             return super().residuals(tokens)
 
     for n, seed in ((20, 0), (30, 0), (30, 1)):
-        ablate(Watched(), some_sae(WIDTH, n, TopK(2)), some_rows(12, 33), 10, n_after=4, seed=seed)
+        ablate(Watched(), some_sae(WIDTH, n, TopK(2)), some_rows(12, 33), 10, seed=seed)
     assert asked[0].equal(asked[1]) and not asked[0].equal(asked[2])
 
 
 def test_at_most_so_many_directions_of_each_kind_per_token():
-    found = ablate(LinearSubject(), axes_sae(), some_rows(), 6, list(KINDS), per_token=2, n_after=4)
+    found = ablate(LinearSubject(), axes_sae(), some_rows(), 6, list(KINDS), per_token=2)
     assert (found.groupby(["token", "kind"]).size() <= 2).all()
     assert found.groupby("kind").size().nunique() == 1 and set(found.kind) == set(KINDS)
 
@@ -237,11 +243,11 @@ def test_bad_input_is_refused():
     subject, sae = LinearSubject(), axes_sae()
     with pytest.raises(ValueError, match=r"there is no kind neuron: choose of latent"):
         ablate(subject, sae, some_rows(), 2, ["neuron"])
-    with pytest.raises(ValueError, match=r"2 tokens need as many rows of 32 tokens or more, there are 12 of 24"):
-        ablate(subject, sae, some_rows(), 2)
+    with pytest.raises(ValueError, match=r"2 tokens need as many rows of 20 tokens or more, there are 12 of 19"):
+        ablate(subject, sae, some_rows()[:, :19], 2)
     with pytest.raises(ValueError, match=r"there are 12 of 24: take fewer tokens"):
-        ablate(subject, sae, some_rows(), 13, n_after=4)
+        ablate(subject, sae, some_rows(), 13)
     with torch.no_grad():
         sae.b_enc.fill_(-100)
     with pytest.raises(ValueError, match=r"no latent is on at any of the 5 tokens"):
-        ablate(subject, sae, some_rows(), 5, n_after=4)
+        ablate(subject, sae, some_rows(), 5)

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from twins import CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
 from helpers.activations.stream import normalise
+from helpers.base.stats import resampled_columns
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
+from helpers.evaluation import downstream as downstream_module
 from helpers.evaluation.downstream import (
     TrainingCurve,
     _recovered,
     _weights,
-    _with_ends,
     ablation,
     compute_shares,
     downstream,
+    keep_first,
     reconstruction,
     rescaled,
     splice_losses,
@@ -82,12 +84,11 @@ def constant_sae(mean):
     return sae
 
 
-def slow_losses(twin, rows, replace, keep_first):
+def slow_losses(twin, rows, replace):
     """(ce original, ce, kl) of each row: hooks on the plain model, and a loop over tokens."""
 
     def at_site(residuals):
-        replaced = replace(residuals.clone())
-        return torch.cat([residuals[:, :1], replaced[:, 1:]], 1) if keep_first else replaced
+        return torch.cat([residuals[:, :1], replace(residuals.clone())[:, 1:]], 1)
 
     before, after = twin.logits(rows).log_softmax(-1), twin.splice(rows, at_site).log_softmax(-1)
     found = []
@@ -98,14 +99,14 @@ def slow_losses(twin, rows, replace, keep_first):
     return torch.tensor(found, dtype=torch.float64).T
 
 
-@pytest.mark.parametrize("keep_first", [True, False])
 @pytest.mark.parametrize("batch_rows", [2, 16])
-def test_losses_equal_hooks_on_the_plain_model(folder, subject, keep_first, batch_rows):
+def test_losses_equal_hooks_on_the_plain_model(folder, subject, batch_rows, monkeypatch):
+    monkeypatch.setattr(downstream_module, "BATCH_ROWS", batch_rows)
     rows, twin = some_rows(), Twin(folder, LAYER)
     replacements = [lambda r: r / 2 + 1, torch.zeros_like, reconstruction(random_sae())]
-    losses = splice_losses(subject, rows, replacements, keep_first, batch_rows)
+    losses = splice_losses(subject, rows, replacements)
     for number, replace in enumerate(replacements):
-        original, ce, kl = slow_losses(twin, rows, replace, keep_first)
+        original, ce, kl = slow_losses(twin, rows, replace)
         torch.testing.assert_close(losses.original, original, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(losses.ce[number], ce, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(losses.kl[number], kl, rtol=1e-5, atol=1e-5)
@@ -114,9 +115,9 @@ def test_losses_equal_hooks_on_the_plain_model(folder, subject, keep_first, batc
 def test_the_table_holds_means_over_rows(folder, subject):
     rows, twin, sae = likely_rows(subject), Twin(folder, LAYER), random_sae()
     found = downstream(subject, rows, [sae], mean := mean_of(subject, rows)).iloc[0]
-    ce_original, ce, kl = slow_losses(twin, rows, reconstruction(sae), True).mean(1).tolist()
-    ce_zero = slow_losses(twin, rows, torch.zeros_like, True)[1].mean().item()
-    ce_mean = slow_losses(twin, rows, ablation(mean), True)[1].mean().item()
+    ce_original, ce, kl = slow_losses(twin, rows, reconstruction(sae)).mean(1).tolist()
+    ce_zero = slow_losses(twin, rows, torch.zeros_like)[1].mean().item()
+    ce_mean = slow_losses(twin, rows, ablation(mean))[1].mean().item()
     expected = {"ce_original": ce_original, "ce_zero": ce_zero, "ce_mean": ce_mean, "ce": ce, "kl": kl}
     expected |= {"delta_ce": ce - ce_original}
     expected |= {"recovered_zero": (ce_zero - ce) / (ce_zero - ce_original)}
@@ -176,12 +177,13 @@ def test_which_positions_count(subject, position, counts):
     assert (losses.kl.abs().max() > 1e-5) == counts
 
 
-def test_the_first_position_is_replaced_on_request_and_its_own_prediction_never_counts(subject):
+def test_the_first_position_is_kept_and_its_own_prediction_never_counts(subject):
     def poke(residuals):
         return residuals + torch.randn(residuals.shape, generator=torch.Generator().manual_seed(1))
 
-    kept, replaced = (splice_losses(subject, some_rows(), [poke], keep) for keep in (True, False))
-    assert not torch.allclose(kept.ce, replaced.ce)
+    residuals = subject.residuals(some_rows())
+    kept, poked = keep_first(poke)(residuals), poke(residuals)
+    assert torch.equal(kept[:, 0], residuals[:, 0]) and torch.equal(kept[:, 1:], poked[:, 1:])
     two = some_rows()
     two[:, 1] = (two[:, 1] + 1) % N_VOCAB  # the target of position 0, and all that follows it
     one = splice_losses(subject, two[:, :3], [poke]).original
@@ -198,13 +200,14 @@ def test_many_together_are_each_alone_in_order(subject):
     assert together.ce.nunique() == 3
 
 
-def test_blocks_below_the_site_run_once_a_batch(subject):
+def test_blocks_below_the_site_run_once_a_batch(subject, monkeypatch):
+    monkeypatch.setattr(downstream_module, "BATCH_ROWS", 2)
     ran = []
     handles = [
         block.original_component.register_forward_pre_hook(lambda *_, n=number: ran.append(n))
         for number, block in enumerate(subject.bridge.blocks)
     ]
-    splice_losses(subject, some_rows(4), [torch.zeros_like] * 5, batch_rows=2)
+    splice_losses(subject, some_rows(4), [torch.zeros_like] * 5)
     for handle in handles:
         handle.remove()
     assert [ran.count(n) for n in range(3)] == [2, 2, 2 * 6]
@@ -217,15 +220,15 @@ def test_autoencoders_are_put_into_evaluation(subject):
 
 
 def test_resampled_weights_by_hand():
-    weights = _weights(4, 50)
-    assert weights.shape == (51, 4) and torch.equal(weights[0], torch.full((4,), 0.25, dtype=torch.float64))
-    torch.testing.assert_close(weights.sum(1), torch.ones(51, dtype=torch.float64))
+    weights = _weights(4)
+    assert weights.shape == (1001, 4) and torch.equal(weights[0], torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(1), torch.ones(1001, dtype=torch.float64))
     assert torch.equal(weights * 4, (weights * 4).round()) and len(weights.unique(dim=0)) > 20
 
 
 def test_the_interval_of_a_mean_is_the_usual_one():
     x = torch.randn(1, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = _with_ends("x", x @ _weights(400, 4000).T)
+    found = resampled_columns("x", x @ _weights(400).T)
     half = 1.96 * x.std().item() / 20
     assert found["x"][0] == pytest.approx(x.mean().item())
     assert found["x_low"][0] == pytest.approx(x.mean().item() - half, abs=half / 8)
@@ -328,10 +331,11 @@ def perfect(d_model):
 
 
 @pytest.mark.parametrize("rows_a_pass", [16, 2])
-def test_perfect_latents_cost_nothing(tiny, rows_a_pass):
+def test_perfect_latents_cost_nothing(tiny, rows_a_pass, monkeypatch):
+    monkeypatch.setattr(downstream_module, "BATCH_ROWS", rows_a_pass)
     subject, rows, _ = tiny
     sae = perfect(subject.d_model)
-    loss = spliced_loss(subject, sae, rows, firings(sae, site_activations(subject, rows)), rows_a_pass)
+    loss = spliced_loss(subject, sae, rows, firings(sae, site_activations(subject, rows)))
     assert loss == pytest.approx(subject.losses(rows)[:, 1:].mean().item(), rel=1e-5)
 
 

@@ -249,8 +249,8 @@ def test_many_texts_at_once_are_each_read_alone(tiny, tokens_a_pass, monkeypatch
 
 def test_firings_are_the_code_of_every_token_but_the_first(tiny):
     subject, sae, rows, _ = tiny
-    x = site_activations(subject, rows, rows_a_pass=4)
-    codes = firings(sae, x, rows_a_pass=4)
+    x = site_activations(subject, rows)
+    codes = firings(sae, x)
     expected = sae.encode(normalise(subject.residuals(rows))[0].flatten(0, 1)).view(6, CONTEXT, 40)
     assert (expected[:, 0] > 0).any()  # which would show
     expected[:, 0] = 0

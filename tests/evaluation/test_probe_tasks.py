@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from helpers.activations.stream import Harvest
+from helpers.evaluation import probe_tasks
 from helpers.evaluation.probe_tasks import Labelled, common_tasks, labelled_rows, mlp_neurons, with_activations
 from helpers.subjects.subject import load_subject
 from helpers.text.documents import Document, train_tokenizer
@@ -57,19 +58,21 @@ def test_too_few_documents_are_named(tokenizer):
 
 def test_activations_and_labels_stay_aligned(tokenizer):
     rows = labelled_rows(DOCUMENTS, tokenizer, 10, 16)
-    data = with_activations(rows, lambda ids: ids[:, 1:].reshape(-1, 1).float(), batch=4)
+    data = with_activations(rows, lambda ids: ids[:, 1:].reshape(-1, 1).float())
     assert data.x[:, 0].equal(data.ids.float()) and len(data.x) == 150 and data.tasks == LABELS
     assert data.y.equal(rows.y[:, :, 1:].flatten(1))
 
 
-def test_common_tasks_have_both_classes_everywhere():
+def test_common_tasks_have_both_classes_everywhere(monkeypatch):
+    monkeypatch.setattr(probe_tasks, "RAREST", 0.25)
     y = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
     one = Labelled(torch.zeros(4, 1), torch.tensor(y), ("quarter", "all", "none", "half"), torch.zeros(4))
     other = one._replace(y=torch.tensor(y[[3, 3, 3, 0]]))
-    first, second = common_tasks(one, other, share=0.25)
+    first, second = common_tasks(one, other)
     assert first.tasks == second.tasks == ("quarter", "half")
     assert first.y.equal(one.y[[0, 3]]) and second.y.equal(other.y[[0, 3]])
-    assert common_tasks(one, other, share=0.3)[0].tasks == ()
+    monkeypatch.setattr(probe_tasks, "RAREST", 0.3)
+    assert common_tasks(one, other)[0].tasks == ()
 
 
 def test_neurons_make_what_the_block_adds():
