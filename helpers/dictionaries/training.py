@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.base import products
 from helpers.base.storage import load_state, save_state
@@ -115,9 +115,8 @@ def train(
     training = Training(sae, config, first.flatten(1))
     done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
     saved, recent, read = time.monotonic(), collections.deque(maxlen=8), 0
-    with tqdm(
-        total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, disable=progress is None
-    ) as bar:
+    hidden = {"disable": True} if progress is None else {}  # else as the environment says
+    with tqdm(total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, **hidden) as bar:
         for x in batches:
             x = x.flatten(1)  # a crosscoder reads (batch, 2, d_model)
             read += len(x)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.diffing.patching import NONE, Difference, Patched, Site

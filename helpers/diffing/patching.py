@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder

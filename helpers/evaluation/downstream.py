@@ -35,7 +35,7 @@ import pandas as pd
 import scipy.sparse
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.activations.stream import normalise, undo
 from helpers.base.stats import resampled_columns

@@ -10,6 +10,7 @@ import csv
 import functools
 import json
 import math
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,7 +127,8 @@ def describe(row: dict) -> str:
     lines = [f"{MARKS[row['verdict']]} {claim.id} {row['verdict']} (seeds: {row['seeds']}): {claim.claim}"]
     lines += [f"    paper     {claim.paper}"] if claim.paper else []
     lines += [f"    measured  {numbers(row)}"]
-    return "\n".join(lines + ([f"    why       {row['why']}"] if row["why"] else []))
+    lines += [f"    why       {row['why']}"] if row["why"] else []
+    return "\n".join(textwrap.fill(line, 112, subsequent_indent=" " * 14, break_on_hyphens=False) for line in lines)
 
 
 def numbers(row: dict) -> str:
