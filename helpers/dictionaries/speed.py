@@ -1,13 +1,13 @@
-"""How fast this machine is at the parts of a training step, and how long real steps take.
+"""What a TopK training step costs: counted in FLOPs, and timed on this machine.
 
-`measure` gives the rates that `costs` needs to predict a run. The other functions time what they are named for: works
-that are compared run in turn, so that a slow moment of the machine meets them all, and come back as a ratio for each
-turn.
+Works that are compared run in turn, so that a slow moment of the machine meets them all, and come back as a ratio for
+each turn.
 """
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -23,49 +23,25 @@ from helpers.dictionaries.training import TrainConfig, Training
 AUXK = AuxK()
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """What a machine does in a second."""
-
-    product: float  # FLOPs of the encoder product
-    maxima: float  # pre-activations compared in groups
-    selection: float  # candidates among which the k largest are found
-    pairs: float  # pairs (token, latent) sorted and counted
-    gather: float  # bytes of scattered rows
-    stream: float  # bytes of weights updated
-    overhead: float  # seconds that any step takes
+def training_flops(d_model: int, n_latents: int, k: int, tokens: int) -> int:
+    """FLOPs that L(C) counts, (2 n + 8 k) d per token: the encoder's forward product is dense, all else (decoder
+    forward, latents' gradient, gradients of both weights) sparse, as in the paper's App. D. A dense step has 10 n d.
+    Selecting and updating are left out. The paper does not spell its count out; the usual 6 per parameter and token
+    would be 12 n d."""
+    check_sizes(d_model, n_latents, k, tokens)
+    return (2 * n_latents + 8 * k) * d_model * tokens
 
 
-def measure(seconds: float = 1.5, d_model: int = 256, n_latents: int = 4096, k: int = 32, batch: int = 1024) -> Machine:
-    """Rates of this machine's CPU, each a median, on what training calls; in turn, so that caches are as in a step."""
+def time_step(d_model: int, n_latents: int, k: int, batch: int, repeats: int) -> float:
+    """Median seconds of a training step while no latent is dead."""
     training, x = _training(d_model, n_latents, k, batch)
-    tiny, few = _training(16, 64, 1, 32)
-    code, W_dec = _code(training, x), training.sae.W_dec
-    dtype = products.compute_dtype(x)
-    integers = torch.randint(2**15, (batch, n_latents), dtype=kernels.INTEGER[dtype])
-    some = integers[:, : 16 * k].contiguous().view(dtype)
-    works = {  # amount, and what does it
-        "product": (2 * batch * n_latents * d_model, _product(training, x)),
-        "maxima": (batch * n_latents, lambda: integers.view(batch, kernels.GROUP, -1).amax(1)),
-        "selection": (batch * candidates(some.shape[1], k), lambda: kernels.topk(some, k)),
-        "pairs": (batch * k, lambda: (dataclasses.replace(code).sums(code.values, x[:, :1]), code.fired())),
-        "gather": ((itemsize() + 8) * batch * k * d_model, lambda: _decode_and_back(code, W_dec, x)),
-        "stream": (48 * n_latents * d_model, lambda: _update(training)),
-        "overhead": (1, lambda: tiny.step(few)),
-    }
-    calls = [call for _, call in works.values()]
-    repeats = max(3, round(seconds / _interleaved(calls, 1).sum()))
-    times = dict(zip(works, np.median(_interleaved(calls, repeats), 0).tolist(), strict=True))
-    rates = {name: amount / times[name] for name, (amount, _) in works.items()}
-    return Machine(**rates | {"overhead": times["overhead"]})
+    return float(np.median(_interleaved([lambda: training.step(x)], repeats)))
 
 
-def time_step(
-    d_model: int, n_latents: int, k: int, batch: int, repeats: int, dead_share: float = 0.0, remedy: Remedy = AUXK
-) -> float:
-    """Median seconds of a training step while this share of the latents counts as dead."""
-    step = _stepper(d_model, n_latents, k, batch, dead_share, remedy)
-    return float(np.median(_interleaved([step], repeats)))
+def time_trainings(d_model: int, cells: Iterable[tuple[int, int, int]], batch: int, repeats: int = 3) -> float:
+    """Seconds that training autoencoders one after another will take, from a few real steps of each. `cells`:
+    (n_latents, k, tokens) of each."""
+    return sum(math.ceil(tokens / batch) * time_step(d_model, n, k, batch, repeats) for n, k, tokens in cells)
 
 
 def remedy_against_none(
@@ -152,12 +128,6 @@ def _dense_decoder(code: kernels.Code, W_dec: Tensor, x: Tensor) -> Callable[[],
     return run
 
 
-def _update(training: Training) -> None:
-    for weight in (training.sae.W_enc, training.sae.W_dec):
-        weight.grad = weight.detach()
-    training.optimizer.step(0.0)
-
-
 def _interleaved(works: list[Callable[[], None]], repeats: int) -> np.ndarray:
     """Seconds of each work, all in turn so that a busy machine slows all: (repeats, len(works))."""
     if repeats < 1:
@@ -169,14 +139,6 @@ def _timed(work: Callable[[], None]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def candidates(n: int, k: int) -> int:
-    """Entries of a row of n that `kernels.topk` selects from, over all its stages."""
-    n_groups = n // kernels.GROUP
-    if n % kernels.GROUP or n_groups <= k:
-        return n
-    return candidates(n_groups, k) + kernels.GROUP * k
 
 
 def itemsize() -> int:

@@ -1,6 +1,5 @@
 """Real steps can be timed, what is compared runs in turn, and the works are what they say they are."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -12,9 +11,16 @@ from helpers.dictionaries import speed as timings
 from helpers.dictionaries.dead_latents import AuxK
 
 
-def test_a_machine_is_measured():
-    machine = timings.measure(seconds=0.02, d_model=8, n_latents=64, k=2, batch=16)
-    assert all(math.isfinite(rate) and rate > 0 for rate in dataclasses.astuple(machine))
+def test_sparse_products_are_two_of_the_dense_ten():
+    d, n, k, tokens = 3, 16, 2, 5
+    encoder, sparse = 2 * 3 * 16 * 5, 4 * (2 * 3 * 2 * 5)  # a dense product, and four over the pairs alone
+    assert timings.training_flops(d, n, k, tokens) == encoder + sparse == 720
+
+
+def test_trainings_take_their_steps_one_after_another(monkeypatch):
+    monkeypatch.setattr(timings, "time_step", lambda d, n, k, batch, repeats: n / 100)
+    seconds = timings.time_trainings(8, [(16, 2, 1_000), (32, 2, 1_001)], batch=500)
+    assert seconds == pytest.approx(2 * 0.16 + 3 * 0.32)  # a last short batch is a step, too
 
 
 def test_steps_are_timed():
@@ -24,7 +30,7 @@ def test_steps_are_timed():
 def test_latents_count_as_dead_at_every_step(monkeypatch):
     dead, loss = [], AuxK.loss
     monkeypatch.setattr(AuxK, "loss", lambda self, *a: (dead.append(a[3].float().mean().item()), loss(self, *a))[1])
-    timings.time_step(8, 32, 2, 16, repeats=3, dead_share=0.25)
+    timings.remedy_against_none(8, 32, 2, 16, repeats=3, dead_share=0.25)
     assert dead == [0.25] * 5  # two to warm up
 
 
@@ -65,3 +71,19 @@ def test_the_dense_decoder_does_what_the_sparse_one_does():
     torch.testing.assert_close(seen[0], x_hat.detach(), **near)
     torch.testing.assert_close(seen[1][code.tokens, code.latents], by_value, **near)
     torch.testing.assert_close(seen[2], by_row, **near)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: timings.training_flops(8, 16, 17, 4), "k at most n_latents, .*n_latents=16, k=17"),
+        (lambda: timings.training_flops(0, 16, 2, 4), "sizes must be at least 1 .*d_model=0"),
+        (lambda: timings.training_flops(8, 16, 2, -1), "with -1 tokens"),
+        (lambda: timings.time_step(8, 4, 5, 4, 1), "k=5"),
+        (lambda: timings.time_step(8, 16, 2, 4, 0), "repeats = 0"),
+        (lambda: timings.remedy_against_none(8, 16, 2, 4, 1, dead_share=1.5), "dead_share .* not 1.5"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
