@@ -5,6 +5,7 @@ about outputs hold for the notebooks in notebooks/; a solution needs outputs but
 """
 
 import ast
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -15,13 +16,16 @@ from nbformat import NotebookNode
 
 from helpers.base.storage import ROOT
 from helpers.suite.run import PARAMETERS, parameter_cells
-from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW, failed
+from helpers.suite.store import FIGURE, WIDGET_STATE, WIDGET_VIEW, failed
 
 SIZE_LIMIT = 4_000_000  # bytes; code-hosting sites show nothing of a notebook much above it
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~])/(?:home|Users|root|tmp|private|mnt|media|opt|usr|var|srv)/"  # a folder at the root of a disk
     r"|[A-Z]:[\\/]+Users"
 )
+BAR = re.compile(r"\d%\|")
+RAW_FLOAT = re.compile(r"\d\.\d{7,}")
+PAGE = 120  # characters of a printed line
 INSTALLATION_PATH = re.compile(r"(?<![\w.~-])/[^\s\"'<>]{1,200}/(?:site-packages|dist-packages|ipykernel_\d+)/")
 
 
@@ -34,7 +38,7 @@ def lint(path: Path) -> list[str]:
 def _lint_cells(path: Path) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     outputs = lint_outputs(notebook) or ([] if path.parent.name == "solutions" else _figure(notebook))
-    return [*lint_source(notebook), *outputs]
+    return [*lint_source(notebook), *_links(path, notebook), *outputs]
 
 
 def lint_source(notebook: NotebookNode) -> list[str]:
@@ -45,7 +49,7 @@ def lint_source(notebook: NotebookNode) -> list[str]:
 
 def lint_outputs(notebook: NotebookNode) -> list[str]:
     """The rules about what a run leaves behind."""
-    rules = (_has_outputs, _errors, _output_paths, _widgets)
+    rules = (_has_outputs, _errors, _output_paths, _readable, _palette, _widgets)
     return [problem for rule in rules for problem in rule(notebook)]
 
 
@@ -155,6 +159,46 @@ def _output_paths(notebook: NotebookNode) -> Iterator[str]:
         text = str(cell.outputs)
         if INSTALLATION_PATH.search(text) or str(ROOT) in text:
             yield f"the output of cell {number} names a folder of one machine; store it with `make reference`."
+
+
+def _readable(notebook: NotebookNode) -> Iterator[str]:
+    """What a reader should not have to read: progress bars, floats in full, tables and lines wider than the page."""
+    for number, cell in _code(notebook):
+        for output in cell.outputs:
+            if FIGURE not in output.get("data", {}):  # its text is for a screen reader
+                text = output.get("text") or output.get("data", {}).get("text/plain", "")
+                yield from (f"cell {number} {problem}" for problem in _unreadable(text))
+
+
+def _unreadable(text: str) -> Iterator[str]:
+    if BAR.search(text):
+        yield "shows a progress bar; store it with `make reference`, where bars are off."
+    if found := RAW_FLOAT.search(text):
+        yield f"prints {found[0]} in full; round it."
+    if (longest := max(map(len, text.splitlines()), default=0)) > PAGE:
+        yield f"prints a line of {longest} characters, wider than a page of {PAGE}; wrap it, or show fewer columns."
+
+
+def _palette(notebook: NotebookNode) -> Iterator[str]:
+    """Byte 25 of a PNG is its colour type, 3 for a palette."""
+    for number, cell in _code(notebook):
+        images = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+        if any(base64.b64decode(image)[25:26] not in (b"\x03", b"") for image in images):
+            yield f"the image of cell {number} has no palette; store it with `make reference`."
+
+
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Links of a Markdown text in `folder` to files of the repository that are not there."""
+    found = re.findall(r"(?:\]\(|(?:src|href)=\")([^)\s\"#]+)", text)
+    return [
+        link for link in found if "://" not in link and not link.startswith("mailto:") and not (folder / link).exists()
+    ]
+
+
+def _links(path: Path, notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in enumerate(notebook.cells, start=1):
+        for link in dead_links(cell.source, path.parent) if cell.cell_type == "markdown" else []:
+            yield f"cell {number} links to {link}, which is not there."
 
 
 def _widgets(notebook: NotebookNode) -> Iterator[str]:

@@ -1,3 +1,5 @@
+import base64
+import io
 from pathlib import Path
 
 import nbformat
@@ -5,15 +7,24 @@ import notebook_lint
 import pytest
 from nbformat.v4 import new_output
 from notebook_lint import SIZE_LIMIT, lint
+from PIL import Image
 
 from helpers.suite.store import WIDGET_STATE, WIDGET_VIEW
+
+
+def png(mode: str) -> str:
+    Image.new(mode, (2, 2)).save(file := io.BytesIO(), "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PNG = png("P")
 
 
 @pytest.fixture
 def notebook(write_notebook):
     """A notebook that keeps the contract: its path."""
     path = write_notebook("01_tiny", "print(1)")
-    change(path, outputs=[new_output("display_data", {"image/png": "iVBOR"})])
+    change(path, outputs=[new_output("display_data", {"image/png": PNG})])
     return path
 
 
@@ -46,10 +57,10 @@ def test_code_tied_to_one_machine(notebook, source, problem):
 
 def test_the_folder_of_the_repository_is_found_wherever_it_lies(notebook, monkeypatch):
     monkeypatch.setattr(notebook_lint, "ROOT", Path("/projects/suite"))
-    png = new_output("display_data", {"image/png": "iVBOR"})
+    shown = new_output("display_data", {"image/png": PNG})
     change(notebook, source="open('/projects/suite/x')")
     assert "cell 3 names an absolute path" in lint(notebook)[0]
-    change(notebook, source="1", outputs=[png, new_output("stream", name="stdout", text="/projects/suite/x")])
+    change(notebook, source="1", outputs=[shown, new_output("stream", name="stdout", text="/projects/suite/x")])
     assert "the output of cell 3 names a folder of one machine" in lint(notebook)[0]
 
 
@@ -91,12 +102,12 @@ def test_outputs(notebook):
     assert lint(notebook) == ["notebooks/01_tiny.ipynb: it holds no outputs; run `make reference`."]
     change(notebook, outputs=[new_output("stream", name="stdout", text="1")])
     assert "no output is a PNG" in lint(notebook)[0]
-    png = new_output("display_data", {"image/png": "iVBOR"})
-    change(notebook, outputs=[png, new_output("error", ename="E", evalue="", traceback=[])])
+    shown = new_output("display_data", {"image/png": PNG})
+    change(notebook, outputs=[shown, new_output("error", ename="E", evalue="", traceback=[])])
     assert "cell 3 holds a stored error" in lint(notebook)[0]
-    change(notebook, outputs=[png, new_output("stream", name="stdout", text="x\nNotImplementedError: y")])
+    change(notebook, outputs=[shown, new_output("stream", name="stdout", text="x\nNotImplementedError: y")])
     assert "cell 3 holds a stored error" in lint(notebook)[0]
-    change(notebook, outputs=[png, new_output("stream", name="stderr", text="/a/lib/site-packages/x.py: hm")])
+    change(notebook, outputs=[shown, new_output("stream", name="stderr", text="/a/lib/site-packages/x.py: hm")])
     assert "the output of cell 3 names a folder of one machine" in lint(notebook)[0]
 
 
@@ -108,7 +119,7 @@ def test_a_solution_needs_outputs_but_no_figure(notebook):
 
 
 def test_widgets_need_their_state(notebook):
-    views = [new_output("display_data", {WIDGET_VIEW: {"model_id": "a"}, "image/png": "iVBOR"})]
+    views = [new_output("display_data", {WIDGET_VIEW: {"model_id": "a"}, "image/png": PNG})]
     change(notebook, outputs=views)
     assert "shows a widget whose state is not stored" in lint(notebook)[0]
     node = nbformat.read(notebook, as_version=4)
@@ -135,3 +146,34 @@ def test_name_size_and_kernel(notebook):
 def test_every_cell_needs_an_id_of_its_own(notebook, ids):
     notebook.write_text(notebook.read_text().replace('"id": "cell-1"', ids))
     assert "every cell needs an id of its own" in lint(notebook)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (" 50%|#####     | 1/2 [00:03<00:03]", "shows a progress bar"),
+        ("{'L1': 0.10250000655651093}", "prints 0.10250000655651093 in full"),
+        ("x" * 121, "prints a line of 121 characters"),
+        ("NMSE 0.1025, 50% | 1\n" + "x" * 120, ""),
+    ],
+)
+def test_outputs_a_reader_can_read(notebook, text, problem):
+    shown = nbformat.read(notebook, as_version=4).cells[2].outputs
+    for output in (new_output("stream", text=text), new_output("execute_result", {"text/plain": text})):
+        change(notebook, outputs=[*shown, output])
+        assert [problem in sentence for sentence in lint(notebook)] == [True] * bool(problem)
+
+
+def test_images_have_a_palette(notebook):
+    for mode, problems in (("P", 0), ("RGB", 1)):
+        change(notebook, outputs=[new_output("display_data", {"image/png": png(mode)})])
+        assert len(lint(notebook)) == problems
+
+
+def test_links_lead_somewhere(notebook):
+    (notebook.parent / "there.ipynb").touch()
+    change(notebook, 0, source='[a](there.ipynb#part) [b](gone.ipynb) [c](https://example.org) <img src="no.png">')
+    assert [sentence.partition(" links to ")[2] for sentence in lint(notebook)] == [
+        "gone.ipynb, which is not there.",
+        "no.png, which is not there.",
+    ]

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import signal
 
 import nbformat
 import pytest
-from notebook_lint import lint
+from notebook_lint import dead_links, lint
 
-from helpers.base.storage import write_atomic
+from helpers.base.storage import RESULTS, ROOT, write_atomic
 from helpers.notebook.claims import load_claims
 from helpers.notebook.run import Run
 from helpers.suite import __main__ as cli
@@ -144,6 +145,20 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", SUITE, ids=name_of)
 def test_keeps_the_contract(path):
     assert lint(path) == []
+
+
+def test_all_notebooks_together_are_small():
+    assert sum(path.stat().st_size for path in SUITE) < 6_000_000, "history keeps every stored run"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("embedded-laptop/*.json")), ids=lambda path: path.stem)
+def test_stored_results_come_from_a_commit(path):
+    assert re.fullmatch(r"[0-9a-f]{7,}", json.loads(path.read_text())["commit"]), "run it again from a clean checkout"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda path: path.stem)
+def test_pages_link_to_what_is_there(page):
+    assert dead_links(page.read_text(encoding="utf-8"), ROOT) == []
 
 
 @pytest.mark.parametrize("path", SUITE, ids=name_of)
