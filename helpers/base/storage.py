@@ -4,13 +4,17 @@ A training's state is one safetensors file with named tensors and JSON metadata,
 """
 
 import contextlib
+import errno
+import glob
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,13 +28,18 @@ OUT = ROOT / "out"  # what a run on this machine leaves behind, outside git
 
 def cache_dir() -> Path:
     """Folder for tokenised text and activations: $SUITE_CACHE, or one in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "topk-to-crosscoders"
-    return Path(os.environ.get("SUITE_CACHE", default))
+    return _named_by("SUITE_CACHE") or (_named_by("XDG_CACHE_HOME") or Path.home() / ".cache") / "topk-to-crosscoders"
 
 
 def results_dir() -> Path:
     """Folder for the results of this run: $SUITE_RESULTS, or out/results."""
-    return Path(os.environ.get("SUITE_RESULTS", OUT / "results"))
+    return _named_by("SUITE_RESULTS") or OUT / "results"
+
+
+def _named_by(variable: str) -> Path | None:
+    """The folder that an environment variable names, `~` expanded; None where it is unset or empty."""
+    value = os.environ.get(variable)
+    return Path(value).expanduser() if value else None
 
 
 def write_atomic(path: Path, data: bytes | str) -> Path:
@@ -48,19 +57,32 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    _sweep_leftovers(path)
+    prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     aside = Path(name)
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())  # mkstemp is private; a data file is not
         aside.replace(path)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or errno.EIO
         raise OSError(
-            error.errno, f"could not write {path} ({error.strerror}); nothing was changed, free space and run again"
+            number, f"could not write {path} ({reason}); nothing was changed, free space and run again"
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sweep_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left of earlier attempts to write `path`."""
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).partition(".")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

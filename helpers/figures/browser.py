@@ -7,6 +7,7 @@ strongest, so that the typical case is judged before the flattering one. Code-ho
 colours are inline, and a page stays readable when they are gone.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from helpers.diffing.reading import Reading, side_by_side
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
+NO_MATHS = "mathjax_ignore tex2jax_ignore"  # else two dollar signs of a text become a formula
 BLOCKS = "▁▂▃▄▅▆▇█"
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 INK = "color:#1a1a1a;background:#ffffff"  # both, everywhere: a dark theme brings its own
@@ -98,7 +100,7 @@ def page(record: LatentRecord) -> str:
     parts = [f'<p style="{INK};font-size:17px;margin:4px 0"><b>Latent {record.latent}</b></p>', *_statistics(record)]
     parts += _section("Random positive activations", record.random, record.maximum)
     parts += _section("Top activations", record.top, record.maximum)
-    return f'<div style="{CARD}">{"".join(parts)}</div>'
+    return f'<div class="{NO_MATHS}" style="{CARD}">{"".join(parts)}</div>'
 
 
 class LatentBrowser(ipywidgets.VBox):
@@ -203,8 +205,17 @@ def _code(text: str, style: str = "font-size:13px") -> str:
     return f'<code style="{INK};{MONO};{style}">{text}</code>'
 
 
+def visible(token: str) -> str:
+    """A token with signs for white space, and the code of each character that would show nothing or turn the line."""
+    return "".join(f"[U+{ord(char):04X}]" if _is_hidden(char) else char for char in token.translate(VISIBLE))
+
+
+def _is_hidden(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn")
+
+
 def _visible(token: str) -> str:
-    return escape(token.translate(VISIBLE))
+    return escape(visible(token))
 
 
 def dialogue_pages(

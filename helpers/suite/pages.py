@@ -28,7 +28,7 @@ from helpers.suite.store import in_palette, pngs
 PICTURES = DATA / "gallery"
 THUMBNAIL = 400  # pixels wide
 PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
-HEADLINES = ("G1", "G4", "G18", "C28", "C25")  # what the README shows, misses included
+HEADLINES = ("G1", "G4", "G18", "C28", "C15")  # what the README shows, misses included
 ENDS = ("mean", "low", "high")  # of an interval
 INTRODUCTION = """# What came out
 

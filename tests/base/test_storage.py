@@ -1,7 +1,11 @@
 """Files appear whole or not at all, folders come from the environment, and a training's state comes back to the bit."""
 
 import errno
+import os
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -234,3 +238,51 @@ def test_metadata_that_is_not_json_leaves_nothing(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_state(tmp_path / "x.safetensors", {}, directory=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SUITE_CACHE": "", "XDG_CACHE_HOME": "/c"}, "/c/topk-to-crosscoders"),
+        ({"SUITE_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/topk-to-crosscoders"),
+        ({"SUITE_CACHE": "~/x", "HOME": "/h"}, "/h/x"),
+        ({"XDG_CACHE_HOME": "~/c", "HOME": "/h"}, "/h/c/topk-to-crosscoders"),
+    ],
+)
+def test_an_empty_variable_is_unset_and_a_tilde_is_home(monkeypatch, variables, expected):
+    for name in ("SUITE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_dir() == Path(expected)
+    monkeypatch.setenv("SUITE_RESULTS", "")
+    assert files.results_dir() == files.OUT / "results"
+
+
+def test_a_named_cache_needs_no_home(monkeypatch):
+    monkeypatch.setenv("SUITE_CACHE", "/c")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert files.cache_dir() == Path("/c")
+
+
+def test_a_full_disk_under_safetensors_names_the_target_too(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="could not write .*state.safetensors .*No space left.*free space and run again"):
+        files.save_state(tmp_path / "state.safetensors", {"a": torch.zeros(2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    host, ended = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, living, elsewhere = (
+        tmp_path / f".x.bin.{name}.bin"
+        for name in (f"{host}.{ended.pid}.a", f"{host}.{os.getpid()}.b", f"other.{ended.pid}.c")
+    )
+    for file in (left, living, elsewhere):
+        file.touch()
+    files.write_atomic(tmp_path / "x.bin", b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, tmp_path / "x.bin"])
