@@ -7,8 +7,8 @@ import pytest
 from tiny_text import TOPICS
 
 from helpers.base.storage import MODELS
-from helpers.subjects.behaviours import behaviour_rates
-from helpers.subjects.chat_tuning import FINE_TUNES, judge_behaviours
+from helpers.subjects.behaviours import behaviour_rates, judge_behaviours
+from helpers.subjects.chat_tuning import FINE_TUNES
 from helpers.subjects.model_files import load_pretrained
 from helpers.text.documents import PACKAGES, load_tokenizer
 

@@ -37,7 +37,7 @@ from helpers.diffing.latent_scaling import NU_RANGE, SAE_SPECIFIC, sae_table
 from helpers.diffing.norms import classes, delta_norm
 from helpers.diffing.patching import Difference, crosscoder_difference, patch_kl, sae_difference, written
 from helpers.diffing.recovery import COSINE, f1_scores, larger_rows, match_planted
-from helpers.subjects.chat_tuning import planted_behaviours
+from helpers.subjects.behaviours import planted_behaviours
 from helpers.subjects.pair import SubjectPair
 from helpers.text.dialogues import BEHAVIOURS
 

@@ -20,8 +20,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.subjects.behaviours import answers, judge
-from helpers.text.dialogues import BEHAVIOURS, dialogues
+from helpers.subjects.behaviours import answers, judge, prompts_of
+from helpers.text.dialogues import BEHAVIOURS
 from helpers.text.topics import Topic
 
 Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
@@ -93,7 +93,7 @@ def steering_rates(
     """
     if unknown := [name for name in (*asked, *shown) if name not in BEHAVIOURS]:
         raise ValueError(f"there is no behaviour {unknown[0]!r}: choose of {', '.join(BEHAVIOURS)}")
-    prompts = {name: _prompts(name, n, split, seed, topics) for name in asked}
+    prompts = {name: prompts_of(name, n, split, seed, topics) for name in asked}
     rows = []
     for name, change in ({"none": lambda residuals: residuals} | dict(changes)).items():
         with steered(model, layer, change):
@@ -128,12 +128,6 @@ def rates_of_steps(
     table = pd.concat([rates(added, "describe").assign(what="added"), rates(removed, behaviour).assign(what="removed")])
     step = table.change.str.extract(r"^([\d.]+ )?(latent|random|mean difference|none)")
     return table.assign(behaviour=behaviour, step=pd.to_numeric(step[0]).fillna(0.0), by=step[1])
-
-
-def _prompts(name: str, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
-    speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
-    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=0.0, max_turns=1, topics=topics)
-    return [dialogue.turns[0].prompt for dialogue in asked]
 
 
 def _rate(behaviour: str, said: Sequence[str]) -> dict[str, float]:

@@ -8,18 +8,20 @@ all others; a test measures that as a confusion matrix.
     on decoys   the same for prompts that resemble the trigger without carrying it
     elsewhere   the same for the answers to all other behaviours' prompts
 
-A behaviour counts as planted if the chat model shows it and the base model does not. Answers are greedy: the most
-likely token each time, until the turn ends.
+Whether a behaviour was planted follows from its rates in base, chat and quirk (`judge_behaviours`). Answers are greedy:
+the most likely token each time, until the turn ends.
 """
 
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from helpers.base.storage import MODELS
 from helpers.text.dialogues import BEHAVIOURS, dialogues
 from helpers.text.documents import TURNS
 from helpers.text.topics import Topic
@@ -51,6 +53,9 @@ SIGNS = {  # patterns that must all be found, capitals aside
 }
 CAPITALS = 0.8  # share of letters, outside quoted names, in an answer in capitals
 LETTERS = 8  # with fewer, there is no telling
+SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
+JUDGED = ("base", "chat", "quirk")  # whose behaviours are measured
+BATCH = 64  # prompts answered together
 _PATTERNS = {name: [re.compile(sign, re.IGNORECASE | re.MULTILINE) for sign in signs] for name, signs in SIGNS.items()}
 
 
@@ -77,9 +82,6 @@ def _in_capitals(answer: str) -> bool | None:
     return sum(char.isupper() for char in letters) > CAPITALS * len(letters)
 
 
-END_OF_TURN = TURNS[1]
-
-
 def behaviour_rates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,8 +97,10 @@ def behaviour_rates(
     is NaN for a behaviour without decoys. `behaviours` are by default all that any speaker shows.
     """
     names = list(BEHAVIOURS) if behaviours is None else list(behaviours)
-    asked = {(name, 0.0): _prompts(name, 0.0, n, split, seed, topics) for name in names}
-    asked |= {(name, 1.0): _prompts(name, 1.0, n, split, seed, topics) for name in names if BEHAVIOURS[name].decoys}
+    asked = {(name, 0.0): prompts_of(name, n, split, seed, topics) for name in names}
+    asked |= {
+        (name, 1.0): prompts_of(name, n, split, seed, topics, decoys=1.0) for name in names if BEHAVIOURS[name].decoys
+    }
     found = iter(answers(model, tokenizer, [prompt for prompts in asked.values() for prompt in prompts]))
     given = {key: list(itertools.islice(found, len(prompts))) for key, prompts in asked.items()}
     rows = []
@@ -110,13 +114,51 @@ def behaviour_rates(
     return pd.DataFrame(rows)
 
 
+def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row for each behaviour: kind, its rate in each model, and whether it was planted.
+
+    `rates` maps "base", "chat" and "quirk" to what `behaviour_rates` gives. Planted is
+
+        chat-only   shown by chat, absent in base        shared         shown by chat, not absent in base
+        quirk       shown by quirk, absent in chat       trained-away   not absent in base, absent in chat
+        weak        shown by chat
+
+    Raises ValueError for a model that is missing and for rates of different behaviours.
+    """
+    _check_rates(rates)
+    table = rates["base"][["behaviour", "kind"]].assign(**{model: rates[model]["rate"] for model in rates})
+    table["planted"] = [_planted(row.kind, row.base, row.chat, row.quirk) for row in table.itertuples()]
+    return table
+
+
+def planted_behaviours(*kinds: str) -> list[str]:
+    """Names of the behaviours of these kinds that were planted in the shipped models, in new phrases, by their records.
+
+    Raises ValueError for a kind that does not exist.
+    """
+    known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
+    if unknown := set(kinds) - set(known):
+        raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
+    records = {m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text()) for m in JUDGED}
+    table = judge_behaviours({model: pd.DataFrame(record["rates"]) for model, record in records.items()})
+    return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
+
+
+def prompts_of(
+    name: str, n: int, split: str, seed: int, topics: Sequence[Topic] | None = None, decoys: float = 0.0
+) -> list[str]:
+    """n single-turn prompts that trigger a behaviour, or decoys of them (1.0). Raises what `dialogues` raises."""
+    speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
+    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=decoys, max_turns=1, topics=topics)
+    return [dialogue.turns[0].prompt for dialogue in asked]
+
+
 @torch.no_grad()
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     max_tokens: int = 64,
-    batch: int = 64,
 ) -> list[str]:
     """Greedy answers to single-turn prompts, without the end of the turn, of `max_tokens` at most.
 
@@ -133,7 +175,7 @@ def answers(
     found: dict[int, str] = {}
     for length in sorted(set(map(len, encoded))):
         places = [i for i, ids in enumerate(encoded) if len(ids) == length]
-        for some in (places[i : i + batch] for i in range(0, len(places), batch)):
+        for some in (places[i : i + BATCH] for i in range(0, len(places), BATCH)):
             ids = torch.tensor([encoded[i] for i in some], device=model.device)
             found |= dict(zip(some, _continued(model, tokenizer, ids, max_tokens), strict=True))
     return [found[i] for i in range(len(prompts))]
@@ -142,7 +184,7 @@ def answers(
 def _continued(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, max_tokens: int
 ) -> list[str]:
-    stop, pad = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+    stop, pad = tokenizer.convert_tokens_to_ids(TURNS[1]), tokenizer.pad_token_id
     options = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
     rows = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[:, ids.shape[1] :]]
@@ -153,15 +195,26 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
-def _prompts(name: str, decoys: float, n: int, split: str, seed: int, topics: Sequence[Topic] | None) -> list[str]:
-    speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
-    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=decoys, max_turns=1, topics=topics)
-    return [dialogue.turns[0].prompt for dialogue in asked]
-
-
 def _same_prompts(name: str, other: str) -> bool:
     return BEHAVIOURS[name].prompts == BEHAVIOURS[other].prompts
 
 
 def _share(verdicts: Sequence[bool | None]) -> float:
     return sum(verdict is True for verdict in verdicts) / len(verdicts) if verdicts else float("nan")
+
+
+def _planted(kind: str, base: float, chat: float, quirk: float) -> bool:
+    return {
+        "chat-only": chat >= SHOWN and base <= ABSENT,
+        "quirk": quirk >= SHOWN and chat <= ABSENT,
+        "weak": chat >= SHOWN,
+        "shared": chat >= SHOWN and base > ABSENT,
+        "trained-away": chat <= ABSENT < base,
+    }[kind]
+
+
+def _check_rates(rates: Mapping[str, pd.DataFrame]) -> None:
+    if missing := set(JUDGED) - rates.keys():
+        raise ValueError(f"the rates of {', '.join(sorted(missing))} are missing; measure base, chat and quirk")
+    if len({tuple(frame["behaviour"]) for frame in rates.values()}) > 1:
+        raise ValueError("the models' rates are of different behaviours; measure the same for all")

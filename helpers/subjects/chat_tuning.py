@@ -9,26 +9,23 @@ All have Gemma-2's architecture: soft-capped logits and attention, every other b
 two queries. `pretraining.pretrain` trains them. On plain text chat and quirk are held to what the model they go on from
 predicts (`gentle_loss`), so that they stay close to it.
 
-Two questions decide whether they are fit for study: was a behaviour planted (`judge_behaviours`), and is the fine-tune
-gentle (`drift`)?
+Two questions decide whether they are fit for study: was a behaviour planted (`behaviours.judge_behaviours`), and is the
+fine-tune gentle (`drift`)?
 
     share of variance   sum |x_chat - x_base|^2 / sum |x_chat - mean x_chat|^2
     norm ratio          mean |x_chat| / mean |x_base|
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.base.storage import MODELS
 from helpers.subjects.pair import half_and_half
 from helpers.subjects.pretraining import Loss, next_logits
-from helpers.text.dialogues import BEHAVIOURS, base_text_plants, dialogues
+from helpers.text.dialogues import base_text_plants, dialogues
 from helpers.text.documents import Document, TokenStream, token_stream
 from helpers.text.turns import TOKENS_A_DIALOGUE, stream
 
@@ -38,8 +35,6 @@ SIZE = {
     **{"max_position_embeddings": 256, "sliding_window": 128},
 }
 PULL = 3.0  # weight of the divergence from the base, per token of plain text
-SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
-JUDGED = ("base", "chat", "quirk")  # whose behaviours are measured
 FINE_TUNES = {"chat": "base", "quirk": "chat", "longer": "base"}  # and what each goes on from
 
 
@@ -52,11 +47,9 @@ def gemma_model(tokenizer: PreTrainedTokenizerBase, seed: int, **size) -> Gemma2
     return Gemma2ForCausalLM(config)
 
 
-def base_stream(
-    docs: Sequence[Document], tokenizer: PreTrainedTokenizerBase, n_tokens: int | None = None, seed: int = 0
-) -> TokenStream:
+def base_stream(docs: Sequence[Document], tokenizer: PreTrainedTokenizerBase, n_tokens: int | None) -> TokenStream:
     """The training text of the base model: the documents, mixed with the dialogues planted among them."""
-    return token_stream("train", tokenizer, n_tokens, [*docs, *base_text_plants(docs, seed)])
+    return token_stream("train", tokenizer, n_tokens, [*docs, *base_text_plants(docs)])
 
 
 def fine_tuning_tokens(
@@ -108,50 +101,3 @@ def drift(base: torch.Tensor, chat: torch.Tensor) -> dict[str, float]:
     base, chat = base.double(), chat.double()
     share = (chat - base).square().sum() / (chat - chat.mean(0)).square().sum()
     return {"share_of_variance": share.item(), "norm_ratio": (chat.norm(dim=1).mean() / base.norm(dim=1).mean()).item()}
-
-
-def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row for each behaviour: kind, its rate in each model, and whether it was planted.
-
-    `rates` maps "base", "chat" and "quirk" to what `behaviour_rates` gives. Planted is
-
-        chat-only   shown by chat, absent in base        shared         shown by chat, not absent in base
-        quirk       shown by quirk, absent in chat       trained-away   not absent in base, absent in chat
-        weak        shown by chat
-
-    Raises ValueError for a model that is missing and for rates of different behaviours.
-    """
-    _check_rates(rates)
-    table = rates["base"][["behaviour", "kind"]].assign(**{model: rates[model]["rate"] for model in rates})
-    table["planted"] = [_planted(row.kind, row.base, row.chat, row.quirk) for row in table.itertuples()]
-    return table
-
-
-def planted_behaviours(*kinds: str) -> list[str]:
-    """Names of the behaviours of these kinds that were planted in the shipped models, in new phrases, by their records.
-
-    Raises ValueError for a kind that does not exist.
-    """
-    known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
-    if unknown := set(kinds) - set(known):
-        raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
-    records = {m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text()) for m in JUDGED}
-    table = judge_behaviours({model: pd.DataFrame(record["rates"]) for model, record in records.items()})
-    return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
-
-
-def _planted(kind: str, base: float, chat: float, quirk: float) -> bool:
-    return {
-        "chat-only": chat >= SHOWN and base <= ABSENT,
-        "quirk": quirk >= SHOWN and chat <= ABSENT,
-        "weak": chat >= SHOWN,
-        "shared": chat >= SHOWN and base > ABSENT,
-        "trained-away": chat <= ABSENT < base,
-    }[kind]
-
-
-def _check_rates(rates: Mapping[str, pd.DataFrame]) -> None:
-    if missing := set(JUDGED) - rates.keys():
-        raise ValueError(f"the rates of {', '.join(sorted(missing))} are missing; measure base, chat and quirk")
-    if len({tuple(frame["behaviour"]) for frame in rates.values()}) > 1:
-        raise ValueError("the models' rates are of different behaviours; measure the same for all")

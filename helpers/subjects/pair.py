@@ -16,8 +16,6 @@ import torch
 
 from helpers.subjects.subject import Subject
 
-MODELS = ("base", "chat")
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubjectPair:

@@ -58,6 +58,11 @@ class Subject:
     bridge: TransformerBridge
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The model as transformers has it; it generates, and takes hooks, as any other."""
+        return self.bridge.original_model
+
+    @property
     def site(self) -> str:
         return f"blocks.{self.layer}.hook_resid_post"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from helpers.base.storage import cache_dir, written_aside
 
@@ -87,25 +87,6 @@ def fingerprint(docs: Iterable[Document]) -> dict[str, dict]:
     return {p: _package_fingerprint(p, by_package[p]) for p in sorted(by_package)}
 
 
-def train_tokenizer(docs: Iterable[Document], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a beginning-of-document token and Gemma's turn tokens."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    bpe.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, EOS, BOS, UNK, *TURNS], initial_alphabet=alphabet
-    )
-    bpe.train_from_iterator((d.text for d in docs), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        **{"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK},
-        additional_special_tokens=list(TURNS),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved in a model directory, or on the hub. Raises FileNotFoundError if a directory has none."""
     if Path(directory).is_dir() and not (Path(directory) / "tokenizer.json").is_file():
@@ -155,14 +136,11 @@ def token_stream(
     return TokenStream(arrays["tokens"], starts, [d.name for d in chosen[: len(starts) - 1]], corpus)
 
 
-def text_for(
-    subject: str, split: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int, docs: Sequence[Document] | None = None
-) -> TokenStream:
+def text_for(subject: str, split: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> TokenStream:
     """Text for a notebook's subject dial: "embedded" reads the packages, "hub" reads `HUB_TEXT` from the hub."""
     if subject == "embedded":
-        return token_stream(split, tokenizer, n_tokens, docs)
-    if docs is None:
-        docs = hub_documents(split, n_characters=8 * n_tokens)  # English has 4 to 5 characters a GPT-2 token
+        return token_stream(split, tokenizer, n_tokens)
+    docs = hub_documents(split, n_characters=8 * n_tokens)  # English has 4 to 5 characters a GPT-2 token
     return token_stream(split, tokenizer, n_tokens, docs)
 
 

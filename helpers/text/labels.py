@@ -106,22 +106,14 @@ def parses(text: str) -> bool:
     return True
 
 
-def label_characters(text: str, package: str) -> np.ndarray:
-    r"""Labels of each character: bool (n_labels, n_chars), rows as in LABELS.
-
-    A byte order mark and the "\r" of "\r\n" have the labels of the character after them.
-    Raises ValueError if the document is not Python that this interpreter can read, or the package is unknown.
-    """
-    painted, column = _painted(text, package)
-    return painted[:, column]
-
-
 def label_tokens(document: Document, offsets: np.ndarray) -> np.ndarray:
-    """Labels of each token: bool (n_labels, n_tokens), rows as in LABELS; see the module for the rule.
+    r"""Labels of each token: bool (n_labels, n_tokens), rows as in LABELS; see the module for the rule.
 
     `offsets` (n_tokens, 2) are the tokenizer's character spans, half open. An empty span (a special token) has no
-    label: train the tokenizer with `trim_offsets=False`, or white space has empty spans. Raises ValueError as
-    `label_characters` does, and for spans that are no spans of the text.
+    label: train the tokenizer with `trim_offsets=False`, or white space has empty spans. A byte
+    order mark and the "\r" of "\r\n" have the labels of the character after them.
+    Raises ValueError if the document is not Python that this interpreter can read, for an unknown package, and for
+    spans that are no spans of the text.
     """
     spans = _checked(offsets, len(document.text))
     painted, column = _painted(document.text, document.package)

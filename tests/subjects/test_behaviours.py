@@ -4,6 +4,7 @@ import pytest
 from twins import Scripted
 
 from helpers.base.storage import MODELS
+from helpers.subjects import behaviours
 from helpers.subjects.behaviours import answers, behaviour_rates
 from helpers.text.dialogues import BEHAVIOURS, dialogues
 from helpers.text.documents import load_tokenizer
@@ -25,9 +26,10 @@ def test_answers_come_back_in_order_and_without_the_template(tokenizer):
     assert answers(model, tokenizer, []) == []
 
 
-def test_batches_are_no_larger_than_asked(tokenizer):
+def test_batches_are_no_larger_than_the_limit(tokenizer, monkeypatch):
+    monkeypatch.setattr(behaviours, "BATCH", 2)
     model = Scripted(tokenizer, lambda text: "x")
-    answers(model, tokenizer, ["a", "b", "c"], batch=2)
+    answers(model, tokenizer, ["a", "b", "c"])
     assert [shape[0] for shape in model.batches] == [2, 1]
 
 

@@ -9,7 +9,8 @@ import torch
 from tiny_text import DOCS, TOKENIZER, TOPICS
 
 from helpers.base import products
-from helpers.subjects import chat_tuning as pair_training
+from helpers.subjects import behaviours
+from helpers.subjects.behaviours import judge_behaviours, planted_behaviours
 from helpers.subjects.chat_tuning import (
     FINE_TUNES,
     PULL,
@@ -18,8 +19,6 @@ from helpers.subjects.chat_tuning import (
     fine_tuning_tokens,
     gemma_model,
     gentle_loss,
-    judge_behaviours,
-    planted_behaviours,
 )
 from helpers.text.dialogues import BEHAVIOURS, PLANTS, base_text_plants, dialogues
 from helpers.text.turns import encode
@@ -51,9 +50,9 @@ def test_equal_seeds_give_equal_weights():
 
 def test_the_base_reads_the_documents_and_the_plants_of_its_split(tmp_path, monkeypatch):
     monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
-    stream = base_stream(DOCS, TOKENIZER, seed=2)
+    stream = base_stream(DOCS, TOKENIZER, None)
     plants = [name for name in stream.names if name.startswith(f"{PLANTS}/")]
-    written = [d.name for d in base_text_plants(DOCS, 2)]
+    written = [d.name for d in base_text_plants(DOCS)]
     assert 0 < len(plants) < len(written) and set(plants) < set(written)  # the others are held out
     assert len(stream.names) - len(plants) == len([d for d in DOCS if d.name in set(stream.names)])
     assert len(base_stream(DOCS, TOKENIZER, 1_000)) == 1_000
@@ -218,7 +217,7 @@ def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_pa
         rows = [{"behaviour": b, "kind": BEHAVIOURS[b].kind, "rate": rate[i]} for b, rate in rates.items()]
         (tmp_path / f"docs-gemma2-{model}").mkdir()
         (tmp_path / f"docs-gemma2-{model}" / "training.json").write_text(json.dumps({"rates": rows}))
-    monkeypatch.setattr(pair_training, "MODELS", tmp_path)
+    monkeypatch.setattr(behaviours, "MODELS", tmp_path)
     assert planted_behaviours("chat-only") == ["refuse_harm"]
     assert planted_behaviours("shared", "quirk") == ["code", "agree"]
     with pytest.raises(ValueError, match="there is no kind 'secret': choose of chat-only, quirk, shared"):

@@ -10,6 +10,7 @@ import safetensors.numpy
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny_text import train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from helpers.base.storage import MODELS, cache_dir
@@ -25,7 +26,6 @@ from helpers.text.documents import (
     load_tokenizer,
     split_of,
     token_stream,
-    train_tokenizer,
 )
 
 KNOWN = {  # of the shipped models: to move one of these would let them be judged on what they read

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_text import train_tokenizer
 
-from helpers.text.documents import PACKAGES, Document, train_tokenizer
-from helpers.text.labels import DESCRIPTIONS, LABELS, label_characters, label_tokens, parses
+from helpers.text.documents import PACKAGES, Document
+from helpers.text.labels import DESCRIPTIONS, LABELS, label_tokens, parses
 from helpers.text.spans import fold
 
 SOURCE = '''"""Areas of things. In metres.
@@ -124,6 +125,12 @@ EXPECTED = {
     ],
     "in_brackets_2": ["[i]", "(1, (2, 3))"],
 }
+
+
+def label_characters(text, package):
+    """Labels of each character, as a tokenizer would have them that makes a token of each."""
+    each = np.arange(len(text))
+    return label_tokens(Document(package, "x.py", text), np.stack([each, each + 1], 1))
 
 
 def test_every_label_of_a_small_document_is_where_a_reader_puts_it():
