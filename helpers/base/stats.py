@@ -63,6 +63,15 @@ def per_seed(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]) ->
     return known_interval(statistic(part) for _, part in table.groupby("seed"))
 
 
+def above_least(halves: pd.DataFrame, among: pd.Index | None = None) -> pd.Series:
+    """How far each row lies above the least one of `among` (all), for two columns that measure the same: their mean.
+
+    The least of noisy numbers is too low where the same numbers judge it, so each column picks it for the other.
+    """
+    (a, b), some = halves.columns, halves if among is None else halves.loc[among]
+    return ((halves[a] - halves.loc[some[b].idxmin(), a]) + (halves[b] - halves.loc[some[a].idxmin(), b])) / 2
+
+
 def with_ends(values: tuple[float, float, float], digits: int = 2) -> str:
     """An interval as it is printed: `0.50 [0.40, 0.60]`."""
     mean, low, high = values

@@ -191,9 +191,11 @@ def mark(figure: go.Figure, x: object, y: float, text: str, log: str = "", **pla
 
 def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = None) -> go.Figure:
     """A dashed line at x or y in every panel, with what it separates written on it."""
+    axis, at, add = ("y", y, figure.add_hline) if x is None else ("x", x, figure.add_vline)
+    log = figure.layout[f"{axis}axis"].type == "log"  # where a text has its logarithm as place, and a line has not
+    place = {f"annotation_{axis}": math.log10(at) if log else at}
     line = {"color": FAINT, "dash": "dash", "width": 1.5}
-    add = figure.add_hline if x is None else figure.add_vline
-    return add(y if x is None else x, line=line, annotation_text=text, annotation_font_color=FAINT)
+    return add(at, line=line, annotation_text=text, annotation_font_color=FAINT, **place)
 
 
 def _prepared(

@@ -170,8 +170,12 @@ def sampled(scale: str, places: Iterable[float]) -> list[str]:
 
 
 def _wrapped(text: str, size: float) -> list[str]:
-    text = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")  # stay on one line
+    """Lines no wider than a figure. What stands between two dots stays on one line if it fits."""
+    text = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
     width = int((WIDTH - 30) / (0.55 * size))  # a character is about half as wide as high
+    if len(text) > width:
+        parts = text.split(" · ")
+        text = " · ".join(part.replace(" ", "\u00a0") if len(part) < width - 2 else part for part in parts)
     return textwrap.wrap(text, width, break_on_hyphens=False)
 
 

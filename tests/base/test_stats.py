@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from helpers.base.stats import interval, known_interval, per_seed, with_ends
+from helpers.base.stats import above_least, interval, known_interval, per_seed, with_ends
 
 
 def test_missing_values_are_left_out():
@@ -21,3 +21,10 @@ def test_a_statistic_of_each_seed():
 
 def test_an_interval_is_printed_with_its_ends():
     assert with_ends((0.5, 0.25, 0.75)) == "0.50 [0.25, 0.75]" and with_ends((1 / 3, 0, 1), 3) == "0.333 [0.000, 1.000]"
+
+
+def test_the_least_is_chosen_by_one_half_and_judged_by_the_other():
+    halves = pd.DataFrame({"first": [3.0, 1.0, 2.0, 0.0], "second": [5.0, 6.0, 4.0, 9.0]}, index=[8, 16, 32, 64])
+    # of the first three, `first` picks 16 (6 by `second`) and `second` picks 32 (2 by `first`)
+    assert above_least(halves, halves.index[:3]).tolist() == [0.0, -0.5, -1.0, 0.5]
+    assert above_least(halves).tolist() == [-1.5, -2.0, -2.5, -1.0]  # of all, `first` picks 64 (9), `second` still 32

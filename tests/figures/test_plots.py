@@ -1,6 +1,7 @@
 """Figures say their finding, keep one look per method and show seeds as intervals; `show` is one whole output."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -219,6 +220,10 @@ def test_the_point_of_the_title_is_marked_where_it_is_on_a_log_axis(sweep):
 def test_a_cut_says_what_it_separates(sweep):
     figure = plots.cut(plots.curves(sweep, "l0", "nmse", **COMMON), "called chat-only", x=20.0)
     assert figure.layout.shapes[0].x0 == 20.0 and figure.layout.annotations[-1].text == "called chat-only"
+    assert figure.layout.annotations[-1].x == 20.0
+    figure = plots.cut(plots.curves(sweep, "l0", "nmse", log="x", **COMMON), "called chat-only", x=20.0)
+    assert figure.layout.shapes[0].x0 == 20.0  # of a log axis plotly takes the value for a line, its log for a text
+    assert figure.layout.annotations[-1].x == math.log10(20)
 
 
 def test_numbers_in_cells_are_written_in_black_or_white(sweep):

@@ -93,3 +93,8 @@ def test_headline_wraps_and_says_how_high_it_is():
 def test_headline_does_not_break_an_equation():
     text, _ = headline("word " * 14 + "at L0 = 32")
     assert "L0\u00a0=\u00a032" in text
+
+
+def test_headline_breaks_between_the_parts_of_a_subtitle():
+    text, _ = headline("finding", "part " * 18 + "· upright line at the end")
+    assert "upright\u00a0line\u00a0at\u00a0the\u00a0end" in text
