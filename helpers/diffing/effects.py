@@ -37,7 +37,6 @@ from helpers.text.turns import Encoded
 
 POSITIONS = ("first nine", "full")
 TAILS = (0.025, 0.975)  # of a 95 % interval
-RATIOS = (-0.1, 2.0)  # outside, Latent Scaling has found nothing (released code)
 
 
 def effects(patched: Patched, draws: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -10,6 +10,7 @@ All but the first keep k latents on, with the k that matches the L0 of the L1 cr
 
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import scipy.sparse
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.pair_collection import TrainedPairs
-from helpers.dictionaries.sweeps import Cell
+from helpers.dictionaries.quality import at_matched_l0
+from helpers.dictionaries.sweeps import Cell, Sweep
 from helpers.diffing.reading import sparse_codes
 
 L1, BATCHTOPK, DIFF, CHAT = DICTIONARIES = ("L1 crosscoder", "BatchTopK crosscoder", "diff-SAE", "chat-SAE")
@@ -29,16 +31,41 @@ class OnEqualTerms(NamedTuple):
     quality: pd.DataFrame  # a row for each: pair, method, seed, n_latents, sparsity, l0, nmse, dead
 
 
+def train_crosscoders(pairs: TrainedPairs, pair: str, **changes) -> tuple[Sweep, Sweep, int]:
+    """L1 crosscoders, BatchTopK ones, and their k; `changes` to the cells are for BatchTopK's."""
+    l1 = pairs.train(pair, pairs.cells("ReLU"))
+    k = pairs.matched_k(l1.frame.l0.mean())
+    return l1, pairs.train(pair, pairs.cells("BatchTopK", k, **changes)), k
+
+
 def train_on_equal_terms(pairs: TrainedPairs, pair: str, **changes) -> OnEqualTerms:
     """All four for each seed; `changes` to their cells are for all but the L1 crosscoder's."""
-    sweeps = {L1: pairs.train(pair, pairs.cells("ReLU"))}
-    k = pairs.matched_k(sweeps[L1].frame.l0.mean())
-    sweeps[BATCHTOPK] = pairs.train(pair, pairs.cells("BatchTopK", k, **changes))
+    l1, batchtopk, k = train_crosscoders(pairs, pair, **changes)
+    sweeps = {L1: l1, BATCHTOPK: batchtopk}
     for method, view in VIEWS.items():
         sweeps[method] = pairs.train(pair, pairs.cells("BatchTopK", k, kind=Cell, **changes), view=view)
     quality = pd.concat([found.frame.assign(method=method, pair=pair) for method, found in sweeps.items()])
     saes = {(method, cell.seed): sae for method, found in sweeps.items() for cell, sae in found.saes.items()}
     return OnEqualTerms(saes, quality[["pair", "method", "seed", "n_latents", "sparsity", "l0", "nmse", "dead"]])
+
+
+def gain_at_matched_l0(frame: pd.DataFrame, method: str, over: str) -> pd.Series:
+    """Variance explained by one method minus that by another at matched L0, a mean over L0 for each seed.
+
+    `frame` has a row for each crosscoder: method, seed, l0, fve. Counted are the L0 of either method that lie in the
+    range of both. Raises ValueError for a seed whose methods share no L0.
+    """
+    return frame.groupby("seed").apply(_gain, method, over, include_groups=False)
+
+
+def _gain(frame: pd.DataFrame, method: str, over: str) -> float:
+    a, b = (frame[frame.method == name] for name in (method, over))
+    low, high = max(a.l0.min(), b.l0.min()), min(a.l0.max(), b.l0.max())
+    wanted = [l0 for l0 in (*a.l0, *b.l0) if low <= l0 <= high]
+    if not wanted:
+        raise ValueError(f"{method} and {over} share no L0: widen the prices or the k of either")
+    errors = [[at_matched_l0(list(part.l0), list(1 - part.fve), l0) for l0 in wanted] for part in (a, b)]
+    return float(np.subtract(errors[1], errors[0]).mean())
 
 
 def codes_of(method: str, sae: SparseAutoencoder, x: Tensor) -> scipy.sparse.csr_array:

@@ -36,14 +36,13 @@ from helpers.diffing.effects import effects
 from helpers.diffing.latent_scaling import NU_RANGE, SAE_SPECIFIC, sae_table
 from helpers.diffing.norms import classes, delta_norm
 from helpers.diffing.patching import Difference, crosscoder_difference, patch_kl, sae_difference, written
-from helpers.diffing.recovery import COSINE, f1_scores, larger_rows, match_planted
+from helpers.diffing.recovery import COSINE, F1, f1_scores, larger_rows, match_planted
 from helpers.subjects.behaviours import planted_behaviours
 from helpers.subjects.pair import SubjectPair
 from helpers.text.dialogues import BEHAVIOURS
 
 TOPS = (10, 50, 200)
 NULLS = ("self", "longer")
-F1 = 0.3  # a latent with at least this detects a behaviour over the answer
 SAMPLE = 2**16  # tokens that the mean difference is taken over; hundreds of directions need no more
 SHORT = 6  # on "self" a dictionary reads 1 / SHORT of the tokens
 

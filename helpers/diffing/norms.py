@@ -73,6 +73,18 @@ def twins(crosscoder: Crosscoder, cosine: float = 0.9) -> Tensor:
     return torch.stack([chat[near[:, 0]], base[near[:, 1]]], 1)
 
 
+@torch.no_grad()
+def twin_counts(crosscoder: Crosscoder, x: Tensor) -> dict[str, float]:
+    """pairs, the number of `twins`, and apart, the share of them that mostly fire apart on x (n, 2, d_model).
+
+    A pair that never fires is not in the share, which is NaN where none is left.
+    """
+    latents = twins(crosscoder).flatten()
+    worth = crosscoder.encode(x)[:, latents] * crosscoder.sizes()[latents]
+    apart = divergence(torch.arange(len(latents)).view(-1, 2), worth)
+    return {"pairs": len(latents) // 2, "apart": (apart[~apart.isnan()] > 0.5).float().mean().item()}
+
+
 def divergence(pairs: Tensor, worth: Tensor) -> Tensor:
     """How often the two latents of each pair (pairs, 2) fire apart: 0 always together, 1 always apart; NaN for never.
 

@@ -30,6 +30,7 @@ from helpers.activations.injected import InjectedPair
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 
+F1 = 0.3  # a latent with a higher one detects a behaviour
 COSINE = 0.7  # two random directions in 256 dimensions stay below 0.25
 
 
@@ -104,13 +105,12 @@ def f1_scores(codes: Tensor | np.ndarray | scipy.sparse.sparray, labels: np.ndar
     return 2 * hits / np.maximum(on.sum(0) + labelled.sum(0)[:, None], 1)
 
 
-def score_behaviours(called: np.ndarray, f1: np.ndarray, wanted: np.ndarray, cut: float) -> Score:
+def score_behaviours(called: np.ndarray, about: np.ndarray, f1: np.ndarray, wanted: np.ndarray) -> Score:
     """Of latents called chat-only, (n_latents,) bool, against behaviours that are: wanted (n_labels,) bool.
 
-    A latent is about the behaviour that it detects best, if its F1 (n_labels, n_latents) is above `cut`.
+    A latent is about the behaviour that it detects best, `about` (n_latents,), if its F1 for that is above `F1`.
     """
-    about, good = f1.argmax(0), f1.max(0) > cut
-    right = called & good & wanted[about]
+    right = called & (f1 > F1) & wanted[about]
     return Score(_share(right.sum(), called.sum()), len(set(about[right])) / max(1, wanted.sum()))
 
 

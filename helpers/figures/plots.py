@@ -33,7 +33,20 @@ from helpers.figures.canvas import (
 )
 from helpers.figures.style import FAINT, LABELS, METHODS, sampled, text_on
 
-__all__ = ["METHODS", "band", "bars", "curves", "cut", "frontier", "heatmap", "histogram", "mark", "scatter", "show"]
+__all__ = [
+    "METHODS",
+    "band",
+    "bars",
+    "curves",
+    "cut",
+    "frontier",
+    "heatmap",
+    "histogram",
+    "mark",
+    "regions",
+    "scatter",
+    "show",
+]
 SHARE = "share per bin"
 
 
@@ -118,20 +131,23 @@ def histogram(
 ) -> go.Figure:
     """The share of each series' rows in bins of `x`, as steps over common bins; `paper` is an upright line.
 
-    On a log y axis an empty bin is a gap, as zero has no logarithm.
+    On a log y axis an empty bin leaves the picture at its lower edge, as zero has no logarithm.
     """
     figure, parts = _prepared(frame, x, SHARE, series, [], canvas)
     edges = _edges(frame[x], bins, canvas.get("log", ""))
-    for trace, look, part in spread(frame, parts, series):
-        share = np.histogram(part[x], edges)[0] / len(part)
+    drawn = [(*each, np.histogram(each[-1][x], edges)[0] / len(each[-1])) for each in spread(frame, parts, series)]
+    shares = np.concatenate([share for *_, share in drawn])
+    floor = 0.0
+    if "y" in canvas.get("log", ""):
+        least = shares[shares > 0].min()
+        floor = least / 10
+        figure.update_yaxes(range=plain(np.log10([least / 2, 3 * shares.max()])))
+    for trace, look, _, share in drawn:
         line = {"shape": "hv", "color": look.color, "dash": look.dash, "width": 2}
-        x_steps, y_steps = plain([edges[0], *edges]), plain([0.0, *share, 0.0])
-        if "y" in canvas.get("log", ""):
-            y_steps = [height or None for height in y_steps]
+        x_steps, y_steps = plain([edges[0], *edges]), plain([floor, *share.clip(min=floor), floor])
         figure.add_scatter(x=x_steps, y=y_steps, mode="lines", line=line, **trace)
     if paper is not None:
-        heights = [height for trace in figure.data for height in trace.y if height is not None]
-        add_paper(figure, parts, pd.DataFrame({x: paper, SHARE: [min(heights), max(heights)]}), x, SHARE)
+        add_paper(figure, parts, pd.DataFrame({x: paper, SHARE: [floor, shares.max()]}), x, SHARE)
     return figure
 
 
@@ -149,7 +165,8 @@ def bars(
     for trace, look, part in spread(frame, parts, series):
         table = band(part, x, y, sort=False)
         marker = {"color": look.color, "pattern": {"shape": look.pattern, "fillmode": "overlay", "size": 6}}
-        error_y = {**whiskers(table, look, canvas.get("log", "")), "color": "black"}
+        many = (table.seeds > 1).any()
+        error_y = {**whiskers(table, look, canvas.get("log", "")), "color": "black"} if many else None
         figure.add_bar(x=table[x].astype(str).tolist(), y=plain(table["mean"]), error_y=error_y, marker=marker, **trace)
     for i, (place, _) in enumerate(parts if paper else []):
         mark = {"symbol": "line-ew-open", "size": 40, "line": {"width": 3}, "color": METHODS["paper"].color}
@@ -189,13 +206,24 @@ def mark(figure: go.Figure, x: object, y: float, text: str, log: str = "", **pla
     return figure.add_annotation(text=text, **at, **arrow, **place)
 
 
-def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = None) -> go.Figure:
-    """A dashed line at x or y in every panel, with what it separates written on it."""
+def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = None, **place: int) -> go.Figure:
+    """A dashed line at x or y, with what it separates written on it; in every panel, or in that of row and col."""
     axis, at, add = ("y", y, figure.add_hline) if x is None else ("x", x, figure.add_vline)
     log = figure.layout[f"{axis}axis"].type == "log"  # where a text has its logarithm as place, and a line has not
-    place = {f"annotation_{axis}": math.log10(at) if log else at}
+    text_at = {f"annotation_{axis}": math.log10(at) if log else at}
     line = {"color": FAINT, "dash": "dash", "width": 1.5}
-    return add(at, line=line, annotation_text=text, annotation_font_color=FAINT, **place)
+    return add(at, line=line, annotation_text=text, annotation_font_color=FAINT, **text_at, **place)
+
+
+def regions(figure: go.Figure, named: Mapping[str, tuple[float, float]]) -> go.Figure:
+    """Shade parts of the x axis in every panel, from left to right, with their names at the top and ticks at their
+    ends. The x axis spans the parts."""
+    ends = sorted({end for part in named.values() for end in part})
+    for i, (name, (low, high)) in enumerate(named.items()):
+        where = {0: "top left", len(named) - 1: "top right"}.get(i, "top")
+        text = {"annotation_text": name, "annotation_position": where, "annotation_font_size": 12}
+        figure.add_vrect(low, high, fillcolor=FAINT, opacity=0.12, line_width=0, **text)
+    return figure.update_xaxes(range=[ends[0], ends[-1]], tickvals=ends[1:-1])
 
 
 def _prepared(

@@ -16,9 +16,10 @@ fine-tune gentle (`drift`)?
     norm ratio          mean |x_chat| / mean |x_base|
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -101,3 +102,22 @@ def drift(base: torch.Tensor, chat: torch.Tensor) -> dict[str, float]:
     base, chat = base.double(), chat.double()
     share = (chat - base).square().sum() / (chat - chat.mean(0)).square().sum()
     return {"share_of_variance": share.item(), "norm_ratio": (chat.norm(dim=1).mean() / base.norm(dim=1).mean()).item()}
+
+
+def closeness(x: torch.Tensor, groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """How far chat is from base on groups of tokens, bool (n,) each; a group without tokens is left out.
+
+    difference is the squared distance of the two activations, as a share of chat's from its mean over all of x (n, 2,
+    d_model); norm_ratio is the mean norm in chat over that in base.
+    """
+    base, chat = x.unbind(1)
+    apart, spread = (chat - base).square().sum(-1), (chat - chat.mean(0)).square().sum(-1)
+    norms = x.norm(dim=-1)  # (n, 2)
+    rows = []
+    for name, inside in groups.items():
+        if (mask := torch.as_tensor(inside)).any():
+            ratio = norms[mask, 1].mean() / norms[mask, 0].mean()
+            difference = apart[mask].sum() / spread[mask].sum()
+            about = {"difference": difference.item(), "norm_ratio": ratio.item()}
+            rows.append({"group": name, "tokens": int(mask.sum())} | about)
+    return pd.DataFrame(rows)

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from helpers.dictionaries.autoencoders import ReLU
 from helpers.dictionaries.crosscoders import Crosscoder
-from helpers.diffing.norms import classes, decoder_cosine, delta_norm, divergence, modes, shuffled_cosines, twins
+from helpers.diffing.norms import (
+    classes,
+    decoder_cosine,
+    delta_norm,
+    divergence,
+    modes,
+    shuffled_cosines,
+    twin_counts,
+    twins,
+)
 
 
 def with_norms(base, chat):
@@ -91,6 +100,23 @@ def test_twins_by_hand():
     )
     assert twins(crosscoder).tolist() == [[0, 2]]
     assert twins(crosscoder, cosine=0.999).tolist() == []
+
+
+def test_twin_counts_by_hand():
+    """Twins (0, 2) and (1, 3): the first fire on different tokens, the second at once."""
+    crosscoder = Crosscoder(4, 5, ReLU())
+    base, chat = torch.zeros(2, 5, 4).unbind()
+    chat[0, 0], base[2, 0], chat[1, 1], base[3, 1], chat[4, 2] = 1.0, 1.0, 1.0, 1.0, 1.0
+    crosscoder.W_dec.data = torch.cat([base, chat], 1)
+    crosscoder.W_enc.data.zero_()
+    for model, feature, latent in ((1, 0, 0), (0, 0, 2), (1, 1, 1), (1, 1, 3)):
+        crosscoder.W_enc.data[latent, 4 * model + feature] = 1.0
+    x = torch.zeros(4, 2, 4)
+    x[0, 1, 0], x[1, 0, 0], x[2, 1, 1] = 1.0, 1.0, 1.0
+    assert twin_counts(crosscoder.eval(), x) == {"pairs": 2, "apart": 0.5}
+    assert twin_counts(crosscoder, x[:2]) == {"pairs": 2, "apart": 1.0}  # the second pair never fires
+    none = twin_counts(with_norms([1.0, 1.0], [1.0, 0.0]), torch.zeros(3, 2, 2))
+    assert none["pairs"] == 0 and np.isnan(none["apart"])
 
 
 def test_divergence_by_hand():

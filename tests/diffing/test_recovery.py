@@ -89,11 +89,12 @@ def test_f1_agrees_with_counting(seed):
 def test_behaviours_by_hand():
     f1 = np.array([[0.9, 0.5, 0.0, 0.1], [0.1, 0.0, 0.6, 0.2]])  # behaviour 0 is wanted, 1 is not
     called = np.array([True, True, True, True])
-    precision, recall = score_behaviours(called, f1, np.array([True, False]), cut=0.3)
+    about, best = f1.argmax(0), f1.max(0)
+    precision, recall = score_behaviours(called, about, best, np.array([True, False]))
     assert (precision, recall) == (2 / 4, 1.0)
-    precision, recall = score_behaviours(called, f1, np.array([True, True]), cut=0.55)
-    assert (precision, recall) == (2 / 4, 1.0)
-    assert score_behaviours(~called, f1, np.array([True, False]), cut=0.3).recall == 0
+    precision, recall = score_behaviours(called, about, best, np.array([True, True]))
+    assert (precision, recall) == (3 / 4, 1.0)
+    assert score_behaviours(~called, about, best, np.array([True, False])).recall == 0
 
 
 class Background:

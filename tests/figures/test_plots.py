@@ -142,8 +142,10 @@ def test_histogram_steps_are_shares_of_each_series_on_common_edges():
     topk, relu = plots.histogram(frame, "x", series="method", bins=2, **COMMON).data
     assert topk.x == relu.x == (0, 0, 0.5, 1)
     assert topk.y == (0, 0.75, 0.25, 0) and relu.y == (0, 0, 1, 0)
-    log = plots.histogram(frame, "x", series="method", bins=2, log="y", **COMMON).data
-    assert log[1].y == (None, None, 1, None)  # an empty bin is a gap
+    log = plots.histogram(frame, "x", series="method", bins=2, log="y", **COMMON)
+    floor = log.data[1].y[0]
+    assert log.data[1].y == (floor, floor, 1, floor) and log.data[0].y == (floor, 0.75, 0.25, floor)
+    assert 0 < floor < 10 ** log.layout.yaxis.range[0] < 0.25  # an empty bin lies below the axis
 
 
 def test_histogram_bins_are_equal_on_a_log_axis():
@@ -237,3 +239,24 @@ def test_the_stored_json_is_small_and_strict(figures, shown):
     for bundle, _ in shown:
         text = json.dumps(bundle, allow_nan=False)
         assert len(text) < 12_000 and "bdata" not in text
+
+
+def test_regions_are_shaded_in_every_panel_and_ticked_at_their_ends(sweep):
+    figure = plots.curves(sweep, "l0", "nmse", panel="method", **COMMON)
+    plots.regions(figure, {"few": (0.0, 10.0), "some": (20.0, 30.0), "many": (40.0, 50.0)})
+    assert [(s.x0, s.x1) for s in figure.layout.shapes] == [(0, 10)] * 2 + [(20, 30)] * 2 + [(40, 50)] * 2
+    assert [a.text for a in figure.layout.annotations].count("some") == 2
+    assert figure.layout.xaxis.range == (0, 50) and figure.layout.xaxis.tickvals == (10, 20, 30, 40)
+
+
+def test_a_cut_may_be_in_one_panel(sweep):
+    figure = plots.curves(sweep, "l0", "nmse", panel="method", **COMMON)
+    plots.cut(figure, "chance", x=20.0, row=1, col=2)
+    (line,) = figure.layout.shapes
+    assert line.xref == "x2" and line.x0 == line.x1 == 20.0
+
+
+def test_a_bar_of_one_run_has_no_whisker(sweep):
+    one = sweep[(sweep.seed == 0) & (sweep.n_latents == 512)]
+    bars = plots.bars(one, "sparsity", "nmse", series="method", **COMMON).data
+    assert len(bars) == 2 and all(bar.error_y.array is None for bar in bars)

@@ -1,29 +1,9 @@
-"""How close two models are, and which crosscoder explains more at equal sparsity, by hand."""
+"""Which crosscoder explains more at equal sparsity, by hand."""
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from helpers.diffing.diffing_stats import closeness, gain_at_matched_l0
-
-
-def test_closeness_by_hand():
-    base = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
-    chat = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [0.0, 2.0]])  # mean (1, 2)
-    groups = {"text": np.array([True, True, False, False]), "none": np.zeros(4, bool), "user": np.arange(4) > 1}
-    found = closeness(torch.stack([base, chat], 1), groups).set_index("group")
-    assert list(found.index) == ["text", "user"] and found.tokens.tolist() == [2, 2]
-    assert found.difference.tolist() == pytest.approx([16 / (4 + 8), 0.0])
-    assert found.norm_ratio.tolist() == pytest.approx([(1 + 5) / (1 + 3), 1.0])
-
-
-def test_closeness_knows_no_mean_shift_as_closeness():
-    """A shift that is the same at every token is a difference, too."""
-    x = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(0))
-    x[:, 1] = x[:, 0] + torch.tensor([2.0, 0.0, 0.0])
-    spread = (x[:, 1] - x[:, 1].mean(0)).square().sum()
-    assert closeness(x, {"all": np.ones(50, bool)}).difference[0] == pytest.approx(50 * 4 / spread.item(), rel=1e-5)
+from helpers.diffing.equal_terms import gain_at_matched_l0
 
 
 def frontier(method, seed, l0, fve):
