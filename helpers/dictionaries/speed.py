@@ -27,8 +27,7 @@ def training_flops(d_model: int, n_latents: int, k: int, tokens: int) -> int:
     """FLOPs that L(C) counts, (2 n + 8 k) d per token: the encoder's forward product is dense, all else (decoder
     forward, latents' gradient, gradients of both weights) sparse, as in the paper's App. D. A dense step has 10 n d.
     Selecting and updating are left out. The paper does not spell its count out; the usual 6 per parameter and token
-    would be 12 n d."""
-    check_sizes(d_model, n_latents, k, tokens)
+    would be 12 n d. n_latents, k and tokens may be columns."""
     return (2 * n_latents + 8 * k) * d_model * tokens
 
 
@@ -73,7 +72,8 @@ def encoder_share(d_model: int, n_latents: int, k: int, batch: int, repeats: int
 
 def _training(d: int, n: int, k: int, batch: int, remedy: Remedy | None = None) -> tuple[Training, Tensor]:
     """A training that never ends, and a batch of random unit vectors."""
-    check_sizes(d, n, k, batch)
+    if min(d, n, k, batch) < 1 or k > n:
+        raise ValueError(f"sizes must be at least 1 and k at most n_latents, not {d=}, {n=}, {k=} with {batch} tokens")
     x = F.normalize(torch.randn(batch, d, generator=torch.Generator().manual_seed(1000)), dim=-1)
     return Training(SparseAutoencoder(d, n, TopK(k)), TrainConfig(2**50, remedy=remedy or Remedy()), x), x
 
@@ -144,11 +144,3 @@ def _timed(work: Callable[[], None]) -> float:
 def itemsize() -> int:
     """Bytes of a number in the products."""
     return 2 if products.has_fast_bf16() else 4
-
-
-def check_sizes(d_model: int, n_latents: int, k: int, count: int) -> None:
-    """Raises ValueError for sizes that no step can have."""
-    if min(d_model, n_latents, k, count) < 1 or k > n_latents:
-        raise ValueError(
-            f"sizes must be at least 1 and k at most n_latents, not {d_model=}, {n_latents=}, {k=} with {count} tokens"
-        )

@@ -193,6 +193,29 @@ def has_converged(tokens: ArrayLike, loss: ArrayLike, within: float = 0.01) -> b
     return bool(abs(0.2 * slope) < within)
 
 
+def convergence(curves: pd.DataFrame, within: float) -> pd.DataFrame:
+    """A row per run of `curves` (columns n_latents, sparsity, seed, tokens, nmse; a row per measurement of a run):
+    `converged`, asked of `has_converged` within this fraction, and `tokens_needed`, those of `tokens_to_converge`."""
+
+    def judge(run: pd.DataFrame) -> pd.Series:
+        settled = has_converged(run.tokens, run.nmse, within)
+        return pd.Series({"converged": settled, "tokens_needed": tokens_to_converge(run.tokens, run.nmse)})
+
+    return curves.groupby(["n_latents", "sparsity", "seed"]).apply(judge, include_groups=False).reset_index()
+
+
+def exponents(table: pd.DataFrame, y: str, sizes: int = 3) -> list[float]:
+    """Slope of ln y over ln n_latents, one for each seed with so many sizes."""
+    parts = [part for _, part in table.groupby("seed") if part.n_latents.nunique() >= sizes]
+    return [float(np.polyfit(np.log(part.n_latents), np.log(part[y]), 1)[0]) for part in parts]
+
+
+def line_through(x: ArrayLike, y: ArrayLike, b: float) -> PowerLaw:
+    """The power law with exponent b through the geometric middle of the points."""
+    x, y = _columns(x=x, y=y)
+    return PowerLaw(float(np.exp(np.log(y).mean() - b * np.log(x).mean())), b)
+
+
 def best_learning_rate(lr: ArrayLike, loss: ArrayLike) -> tuple[float, bool]:
     """Minimum of a parabola through the best rate and its neighbours in log-log, True; at an edge, that and False."""
     lr, loss = _columns(lr=lr, loss=loss)
@@ -204,6 +227,22 @@ def best_learning_rate(lr: ArrayLike, loss: ArrayLike) -> tuple[float, bool]:
     near = slice(best - 1, best + 2)
     square, line, _ = np.polyfit(np.log(rates[near] / rates[best]), mean[near] - mean[best], 2)
     return float(rates[best] * np.exp(-line / (2 * square))), True
+
+
+def best_learning_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """n_latents, seed and best lr of each size and seed of `runs` (columns lr, nmse too) that has its best inside."""
+    groups = runs.groupby(["seed", "n_latents"])
+    found = [(n, seed, *best_learning_rate(part.lr, part.nmse)) for (seed, n), part in groups]
+    table = pd.DataFrame(found, columns=["n_latents", "seed", "lr", "inside"])
+    return table[table.inside].drop(columns="inside")
+
+
+def octaves_near_best(lr: ArrayLike, loss: ArrayLike, within: float = 0.05) -> float:
+    """Width in octaves of the learning rates whose loss, linear in ln lr between those tried, is so near the least."""
+    lr, loss = _columns(lr=lr, loss=loss)
+    mean = pd.Series(loss).groupby(np.log2(lr)).mean()  # over seeds
+    fine = np.linspace(mean.index[0], mean.index[-1], 400)
+    return float((np.interp(fine, mean.index, mean) <= (1 + within) * mean.min()).mean() * (fine[-1] - fine[0]))
 
 
 def _fit_sum(first: NDArray, second: NDArray, y: NDArray, floors: NDArray) -> NDArray:

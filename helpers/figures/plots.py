@@ -10,7 +10,7 @@ value that a log axis cannot show raises ValueError.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Unpack
 
 import numpy as np
@@ -31,7 +31,7 @@ from helpers.figures.canvas import (
     spread,
     whiskers,
 )
-from helpers.figures.style import FAINT, LABELS, METHODS, sampled, text_on
+from helpers.figures.style import FAINT, INK, LABELS, METHODS, sampled, text_on
 
 __all__ = [
     "METHODS",
@@ -46,8 +46,10 @@ __all__ = [
     "regions",
     "scatter",
     "show",
+    "trend",
 ]
 SHARE = "share per bin"
+DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
 
 def show(figure: go.Figure, alt: str = "") -> None:
@@ -200,10 +202,33 @@ def heatmap(frame: pd.DataFrame, x: str, y: str, z: str, *, digits: int = 2, **c
 
 
 def mark(figure: go.Figure, x: object, y: float, text: str, log: str = "", **place: int) -> go.Figure:
-    """Point at (x, y), the one that the title speaks of. `log` as in `Canvas`; `place` is row and col of its panel."""
+    """Point at (x, y), the one that the title speaks of. `log` as in `Canvas`; `place` is row and col of its panel,
+    and where the text stands, `ax` pixels right of the point and `ay` below it."""
     at = {axis: math.log10(v) if axis in log else v for axis, v in (("x", x), ("y", y))}
     arrow = {"showarrow": True, "arrowhead": 2, "ax": 40, "ay": -35, "bgcolor": "rgba(255,255,255,0.8)"}
-    return figure.add_annotation(text=text, **at, **arrow, **place)
+    return figure.add_annotation(text=text, **at, **(arrow | place))
+
+
+def trend(
+    figure: go.Figure,
+    law: Callable[[np.ndarray], np.ndarray],
+    between: tuple[float, float],
+    text: str,
+    log: str = "",
+    at: float = 0.5,
+    **place: int,
+) -> go.Figure:
+    """A thin black line y = law(x) for x `between`, behind what was measured; `text`, the number that it gives to the
+    title, is marked at the share `at` of its length. `log` and `place` as in `mark`. A law that nobody knows (nan) is not drawn."""
+    x = np.geomspace(*between, 41) if "x" in log else np.linspace(*between, 41)
+    y = np.broadcast_to(law(x), x.shape)
+    if not np.isfinite([*x, *y]).all():
+        return figure
+    panel = {name: value for name, value in place.items() if name in ("row", "col")}
+    line = {"color": INK, "width": 1.5, "dash": DASHES[sum(trace.name == "law" for trace in figure.data) % len(DASHES)]}
+    figure.add_scatter(x=plain(x), y=plain(y), mode="lines", line=line, name="law", showlegend=False, **panel)
+    figure.data = (figure.data[-1], *figure.data[:-1])
+    return mark(figure, x[round(40 * at)], y[round(40 * at)], text, log, **place)
 
 
 def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = None, **place: int) -> go.Figure:

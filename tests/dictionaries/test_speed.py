@@ -15,6 +15,7 @@ def test_sparse_products_are_two_of_the_dense_ten():
     d, n, k, tokens = 3, 16, 2, 5
     encoder, sparse = 2 * 3 * 16 * 5, 4 * (2 * 3 * 2 * 5)  # a dense product, and four over the pairs alone
     assert timings.training_flops(d, n, k, tokens) == encoder + sparse == 720
+    assert timings.training_flops(d, np.array([16, 32]), np.array([2, 2]), np.array([5, 5])).tolist() == [720, 1200]
 
 
 def test_trainings_take_their_steps_one_after_another(monkeypatch):
@@ -76,10 +77,9 @@ def test_the_dense_decoder_does_what_the_sparse_one_does():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: timings.training_flops(8, 16, 17, 4), "k at most n_latents, .*n_latents=16, k=17"),
-        (lambda: timings.training_flops(0, 16, 2, 4), "sizes must be at least 1 .*d_model=0"),
-        (lambda: timings.training_flops(8, 16, 2, -1), "with -1 tokens"),
-        (lambda: timings.time_step(8, 4, 5, 4, 1), "k=5"),
+        (lambda: timings.time_step(8, 16, 17, 4, 1), "k at most n_latents, .*n=16, k=17"),
+        (lambda: timings.time_step(0, 16, 2, 4, 1), "sizes must be at least 1 .*d=0"),
+        (lambda: timings.time_step(8, 16, 2, -1, 1), "with -1 tokens"),
         (lambda: timings.time_step(8, 16, 2, 4, 0), "repeats = 0"),
         (lambda: timings.remedy_against_none(8, 16, 2, 4, 1, dead_share=1.5), "dead_share .* not 1.5"),
     ],

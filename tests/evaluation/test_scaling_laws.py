@@ -15,13 +15,18 @@ from helpers.evaluation.scaling_laws import (
     JointLaw,
     PowerLaw,
     best_learning_rate,
+    best_learning_rates,
     bootstrap,
+    convergence,
     equal_loss_ratio,
+    exponents,
     fit_joint_law,
     fit_power_law,
     has_converged,
     heldout_error,
+    line_through,
     lower_envelope,
+    octaves_near_best,
     residuals,
     tokens_to_converge,
 )
@@ -360,6 +365,26 @@ def test_curves_that_run_backwards_or_are_too_short_are_refused(judge):
         judge([1, 2, 3, 4, 5], [5, 4, 3, 3, 3])
 
 
+def test_each_run_is_judged_by_itself():
+    settled, falling = (
+        pd.DataFrame({"n_latents": n, "sparsity": 4, "seed": 0, "tokens": TOKENS, "nmse": nmse})
+        for n, nmse in ((64, approach(6000)), (32, TOKENS**-0.1))
+    )
+    found = convergence(pd.concat([settled, falling]), within=0.01)
+    assert found[["n_latents", "converged"]].to_numpy().tolist() == [[32, False], [64, True]]
+    assert found.tokens_needed.tolist() == [tokens_to_converge(c.tokens, c.nmse) for c in (falling, settled)]
+
+
+def test_a_power_for_each_seed_that_has_the_sizes():
+    table = pd.DataFrame({"n_latents": [2, 4, 8, 2, 4], "seed": [0, 0, 0, 1, 1], "nmse": [4, 2, 1, 9, 9]})
+    assert exponents(table, "nmse") == pytest.approx([-1])
+    assert exponents(table, "nmse", sizes=2) == pytest.approx([-1, 0])
+
+
+def test_a_line_of_given_power_goes_through_the_middle():
+    assert line_through([1, 4], [2, 8], b=-0.5)([2, 4, 16]) == pytest.approx([4, 4 / 2**0.5, 4 / 8**0.5])
+
+
 # --- learning rates
 
 
@@ -381,6 +406,19 @@ def test_minimum_at_an_edge_is_not_a_minimum():
 def test_seeds_of_a_learning_rate_are_averaged():
     once = best_learning_rate([1, 2, 4], [3, 2, 2.5])
     assert best_learning_rate([1, 2, 4, 2], [3, 1, 2.5, 4]) == pytest.approx(once)  # 2 = sqrt(1 * 4)
+
+
+def test_rates_at_an_edge_are_left_out():
+    of = {"lr": [1, 2, 4] * 3, "nmse": [2, 1, 2, 3, 2, 1, 2, 1, 2], "n_latents": [8] * 3 + [16] * 3 + [8] * 3}
+    found = best_learning_rates(pd.DataFrame(of | {"seed": [0] * 6 + [1] * 3}))
+    assert found.to_numpy() == pytest.approx(np.array([[8, 0, 2], [8, 1, 2]]))
+
+
+def test_octaves_near_the_best_by_hand():
+    lr, loss = [1, 2, 4, 8], [1.1, 1.0, 1.0, 1.1]  # 5 % is reached half an octave outside of 2 and of 4
+    assert octaves_near_best(lr, loss) == pytest.approx(2, abs=0.01)
+    assert octaves_near_best(lr, loss, within=0.2) == pytest.approx(3)
+    assert octaves_near_best([*lr, 2], [1.1, 1.2, 1.0, 1.1, 0.8]) == pytest.approx(2, abs=0.01)  # seeds are averaged
 
 
 # --- bad input

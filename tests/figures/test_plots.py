@@ -219,6 +219,20 @@ def test_the_point_of_the_title_is_marked_where_it_is_on_a_log_axis(sweep):
     assert (found.x, found.y, found.showarrow) == (2.0, -1.0, True)
 
 
+def test_a_trend_lies_behind_what_was_measured_and_its_number_is_marked():
+    points = pd.DataFrame({"n_latents": [1.0, 100.0], "nmse": [1.0, 0.01], "panel": "a"})
+    figure = plots.scatter(points, "n_latents", "nmse", title="t", log="xy", panel="panel")
+    plots.trend(figure, lambda n: 1 / n, (1, 100), "power -1", log="xy", row=1, col=1, ax=-20)
+    plots.trend(figure, lambda n: 0.5, (1, 100), "level", log="xy", at=0)
+    plots.trend(figure, lambda n: math.nan * n, (1, 100), "unknown")
+    level, power, measured = figure.data
+    assert (power.x[20], power.y[20]) == (10, 0.1) and set(level.y) == {0.5} and measured.mode == "markers"
+    assert power.line.dash != level.line.dash and not power.showlegend
+    *_, marked, start = figure.layout.annotations
+    assert (marked.text, marked.x, marked.y, marked.ax) == ("power -1", 1, pytest.approx(-1), -20)
+    assert (start.text, start.x) == ("level", 0)
+
+
 def test_a_cut_says_what_it_separates(sweep):
     figure = plots.cut(plots.curves(sweep, "l0", "nmse", **COMMON), "called chat-only", x=20.0)
     assert figure.layout.shapes[0].x0 == 20.0 and figure.layout.annotations[-1].text == "called chat-only"
