@@ -219,7 +219,8 @@ def trend(
     **place: int,
 ) -> go.Figure:
     """A thin black line y = law(x) for x `between`, behind what was measured; `text`, the number that it gives to the
-    title, is marked at the share `at` of its length. `log` and `place` as in `mark`. A law that nobody knows (nan) is not drawn."""
+    title, is marked at the share `at` of its length. `log` and `place` as in `mark`. An unknown law (nan) is left out.
+    """
     x = np.geomspace(*between, 41) if "x" in log else np.linspace(*between, 41)
     y = np.broadcast_to(law(x), x.shape)
     if not np.isfinite([*x, *y]).all():
