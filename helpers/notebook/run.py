@@ -104,14 +104,15 @@ class Run:
         """What the claims are judged on: what a reference run has filed under these names, else `live` itself.
 
         live: data frames, numbers, lists, and dicts of them. A reference run files them for later ones. The result has
-        `live`'s names, and `origin`, which says in words where they come from.
+        `live`'s names, `origin`, which says in words where they come from, and `hardware`, what measured them.
         """
         if self.reference:
             self._file(live)
         if not self.stored:
-            return SimpleNamespace(**live, origin="trained in this run")
+            return SimpleNamespace(**live, origin="trained in this run", hardware=self._provenance["hardware"])
         values = {name: _like(value, self.stored["values"][name]) for name, value in live.items()}
-        return SimpleNamespace(**values, origin=f"stored reference run, {self.stored['commit']}")
+        origin = f"stored reference run, {self.stored['commit']}"
+        return SimpleNamespace(**values, origin=origin, hardware=self.stored["hardware"])
 
     def _file(self, live: dict[str, Any]) -> None:
         self._filed |= plain(live)

@@ -207,6 +207,7 @@ def test_a_run_without_stored_numbers_judges_its_own(repository):
     run = long_run()
     judged = run.kept_or(**measured())
     assert run.stored is None and judged.origin == "trained in this run" and judged.n == 64
+    assert judged.hardware == runs.hardware()
     pd.testing.assert_frame_equal(judged.sweep, measured()["sweep"])
     assert list(repository.iterdir()) == []
 
@@ -214,8 +215,10 @@ def test_a_run_without_stored_numbers_judges_its_own(repository):
 def test_what_a_reference_run_filed_is_judged_by_later_ones(repository):
     long_run(reference=True).kept_or(**measured())
     run = long_run()
+    run.stored["hardware"] = "another machine"
     judged = run.kept_or(**measured(shift=1.0) | {"n": 2, "by_pair": {"other": pd.DataFrame()}})
     assert judged.origin == f"stored reference run, {run.stored['commit']}" and run.stored["seed"] == 3
+    assert judged.hardware == "another machine"
     pd.testing.assert_frame_equal(judged.sweep, measured()["sweep"])  # gaps, whole numbers, truths, words
     pd.testing.assert_frame_equal(judged.by_pair["chat"], measured()["by_pair"]["chat"])
     assert (judged.n, judged.ks) == (64, [1, 2]) and list(judged.by_pair) == ["chat"]
