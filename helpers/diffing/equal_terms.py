@@ -8,6 +8,7 @@
 All but the first keep k latents on, with the k that matches the L0 of the L1 crosscoder.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -31,19 +32,25 @@ class OnEqualTerms(NamedTuple):
     quality: pd.DataFrame  # a row for each: pair, method, seed, n_latents, sparsity, l0, nmse, dead
 
 
-def train_crosscoders(pairs: TrainedPairs, pair: str, **changes) -> tuple[Sweep, Sweep, int]:
-    """L1 crosscoders, BatchTopK ones, and their k; `changes` to the cells are for BatchTopK's."""
+def train_crosscoders(pairs: TrainedPairs, pair: str, **changes) -> dict[str, Sweep]:
+    """Crosscoders of a pair under "L1", then "BatchTopK" with the k of L1's L0; `changes` are to the latter's cells."""
     l1 = pairs.train(pair, pairs.cells("ReLU"))
     k = pairs.matched_k(l1.frame.l0.mean())
-    return l1, pairs.train(pair, pairs.cells("BatchTopK", k, **changes)), k
+    return {"L1": l1, "BatchTopK": pairs.train(pair, pairs.cells("BatchTopK", k, **changes))}
 
 
 def train_on_equal_terms(pairs: TrainedPairs, pair: str, **changes) -> OnEqualTerms:
     """All four for each seed; `changes` to their cells are for all but the L1 crosscoder's."""
-    l1, batchtopk, k = train_crosscoders(pairs, pair, **changes)
-    sweeps = {L1: l1, BATCHTOPK: batchtopk}
+    crosscoders = train_crosscoders(pairs, pair, **changes)
+    sweeps = {L1: crosscoders["L1"], BATCHTOPK: crosscoders["BatchTopK"]}
+    k = pairs.matched_k(sweeps[L1].frame.l0.mean())
     for method, view in VIEWS.items():
         sweeps[method] = pairs.train(pair, pairs.cells("BatchTopK", k, kind=Cell, **changes), view=view)
+    return together(sweeps, pair)
+
+
+def together(sweeps: Mapping[str, Sweep], pair: str) -> OnEqualTerms:
+    """Sweeps on a pair, by the name of their method, in one."""
     quality = pd.concat([found.frame.assign(method=method, pair=pair) for method, found in sweeps.items()])
     saes = {(method, cell.seed): sae for method, found in sweeps.items() for cell, sae in found.saes.items()}
     return OnEqualTerms(saes, quality[["pair", "method", "seed", "n_latents", "sparsity", "l0", "nmse", "dead"]])

@@ -113,7 +113,7 @@ pio.templates.default = "suite"
 def looks(names: Iterable) -> dict:
     """A look per series: methods have theirs, numbers run through a sequential scale, others take from `OTHERS`.
 
-    Variants of a method ("TopK, refined", "diff-SAE + Latent Scaling") share its colour; a second is open and dashed.
+    Variants of a method ("TopK, refined", "diff-SAE + Latent Scaling") share its colour; a second is open, dashed and dotted.
 
     Raises ValueError for more series than there are looks.
     """
@@ -137,9 +137,11 @@ def _looks_of_methods(names: Iterable[str]) -> dict[str, Look]:
     found: dict[str, Look] = {}
     for name in sorted(names, key=lambda name: name not in METHODS):  # the method itself before its variants
         look = METHODS[_method(name)]
-        found[name] = (
-            look if look not in found.values() else look._replace(symbol=f"{look.symbol}-open", dash="4px,4px")
-        )
+        if look in found.values():
+            look = look._replace(
+                symbol=f"{look.symbol}-open", dash="4px,4px", pattern="." if look.pattern != "." else "x"
+            )
+        found[name] = look
     return found
 
 

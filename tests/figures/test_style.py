@@ -40,6 +40,7 @@ def test_variants_of_a_method_share_its_colour_and_differ_in_symbol_and_dash():
     for variant, method in (("TopK, refined", "TopK"), ("ReLU, refined", "ReLU")):
         look = found[variant]
         assert (look.color, look.symbol) == (METHODS[method].color, f"{METHODS[method].symbol}-open")
+        assert look.pattern != METHODS[method].pattern
     assert found["diff-SAE + Latent Scaling"] == METHODS["diff-SAE"] and len(set(found.values())) == 5
 
 
