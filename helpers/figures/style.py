@@ -113,7 +113,7 @@ pio.templates.default = "suite"
 def looks(names: Iterable) -> dict:
     """A look per series: methods have theirs, numbers run through a sequential scale, others take from `OTHERS`.
 
-    Variants of a method ("TopK, refined", "diff-SAE + Latent Scaling") share its colour; a second is open, dashed and dotted.
+    Variants of a method ("TopK, refined", "diff-SAE + Latent Scaling") share its colour; a second differs in the rest.
 
     Raises ValueError for more series than there are looks.
     """
