@@ -8,24 +8,21 @@ without asking the network.
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from helpers.base.storage import MODELS
 
-PARTS = {
-    "configuration": ["config.json"],
-    "weights": ["model.safetensors", "model.safetensors.index.json"],
-    "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
-}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 HUB_FILES = {"allow_patterns": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"], "ignore_patterns": "*/*"}
 HUB_PATIENCE = 5.0  # seconds to wait for a hub that may not be there
 
@@ -56,7 +53,7 @@ def model_directory(name_or_path: str | Path) -> Path:
     for folder in (MODELS / name, Path(name)):
         if folder.is_dir():
             return complete(folder)
-    if _is_hub_id(name):
+    if re.fullmatch(r"[^/.~][^/]*/[^/]+", name):
         return _cached(name) or _fetched(name)
     embedded = sorted(path.name for path in MODELS.glob("*") if path.is_dir())
     raise ValueError(
@@ -67,24 +64,15 @@ def model_directory(name_or_path: str | Path) -> Path:
 
 def complete(folder: Path) -> Path:
     """The folder itself; FileNotFoundError if configuration, weights or tokenizer are missing in it."""
-    for what, names in PARTS.items():
-        if not any((folder / name).is_file() for name in names):
-            raise FileNotFoundError(
-                f"{folder} holds no {what} ({' or '.join(names)}): save model and tokenizer there with save_pretrained"
-            )
-    if missing := [name for name in _shards(folder) if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} of its weights: fetch or save the model again")
-    return folder
-
-
-def _shards(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-
-
-def _is_hub_id(name: str) -> bool:
-    owner, slash, model = name.partition("/")
-    return bool(slash and model) and "/" not in model and owner not in ("", ".", "..", "~")
+    weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    missing = [name for name in ("config.json", *sorted(weights)) if not (folder / name).is_file()]
+    missing += [] if any((folder / name).is_file() for name in TOKENIZERS) else [" or ".join(TOKENIZERS)]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: save model and tokenizer there with save_pretrained, or fetch them again"
+        )
+    return folder
 
 
 def _cached(repo: str) -> Path | None:
@@ -97,21 +85,24 @@ def _fetched(repo: str) -> Path:
     try:
         HfApi().model_info(repo, timeout=HUB_PATIENCE)  # the download alone would wait for minutes on a dead network
         folder = Path(snapshot_download(repo, **HUB_FILES))
-    except GatedRepoError:
-        raise PermissionError(
-            f"{repo} is gated: accept its licence on its hub page, log in with `hf auth login`, then run again"
-        ) from None
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"{repo} is neither a directory here nor a model on the hub: check the name, log in if it is private"
-        ) from None
     except (HTTPError, OSError) as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{type(error).__name__}: {error}"
-        raise ConnectionError(
-            f"{repo} is not complete in the local cache and could not be fetched from the hub "
-            f'({" ".join(reason.split())}): run once with a network, or use subject="embedded"'
-        ) from None
+        raise _refusal(repo, error) from None
     return complete(folder)
+
+
+def _refusal(repo: str, error: Exception) -> Exception:
+    """What a reader is told of the hub's error, in one sentence."""
+    if isinstance(error, GatedRepoError):
+        return PermissionError(f"{repo} is gated: accept its licence on its hub page and log in with `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        return ValueError(f"{repo} is neither a directory here nor a model on the hub: check the name, or log in")
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return PermissionError(f"the hub refuses your token for {repo}: log in again with `hf auth login`")
+    reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{type(error).__name__}: {error}"
+    return ConnectionError(
+        f"{repo} is not complete in the local cache and could not be fetched from the hub "
+        f'({" ".join(reason.split())}): run once with a network, or use subject="embedded"'
+    )
 
 
 def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:
@@ -127,14 +118,8 @@ def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:
 def _model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with _no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
+            safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+            model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **safe)
     except SafetensorError as error:
         raise ValueError(f"the weights in {folder} cannot be read ({error}): fetch or save the model again") from None
     if report["missing_keys"]:
