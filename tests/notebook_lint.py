@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 from helpers.base.storage import ROOT
 from helpers.suite.run import PARAMETERS, parameter_cells
-from helpers.suite.store import FIGURE, WIDGET_STATE, WIDGET_VIEW, failed
+from helpers.suite.store import FIGURE, WIDGET_STATE, WIDGET_VIEW, failed, source_hash
 
 SIZE_LIMIT = 4_000_000  # bytes; code-hosting sites show nothing of a notebook much above it
 MACHINE_PATH = re.compile(
@@ -27,6 +27,11 @@ BAR = re.compile(r"\d%\|")
 RAW_FLOAT = re.compile(r"\d\.\d{7,}")
 PAGE = 120  # characters of a printed line
 INSTALLATION_PATH = re.compile(r"(?<![\w.~-])/[^\s\"'<>]{1,200}/(?:site-packages|dist-packages|ipykernel_\d+)/")
+
+
+def is_stale(notebook: NotebookNode) -> bool:
+    """True if the outputs of a committed notebook come from another source than the one it shows now."""
+    return notebook.metadata.get("suite", {}).get("source_hash") != source_hash(notebook)
 
 
 def lint(path: Path) -> list[str]:

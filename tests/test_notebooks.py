@@ -7,7 +7,7 @@ import signal
 
 import nbformat
 import pytest
-from notebook_lint import dead_links, lint
+from notebook_lint import dead_links, is_stale, lint
 
 from helpers.base.storage import RESULTS, ROOT, write_atomic
 from helpers.notebook.claims import load_claims
@@ -15,7 +15,6 @@ from helpers.notebook.run import Run
 from helpers.suite import __main__ as cli
 from helpers.suite import run as notebooks
 from helpers.suite.run import execute, name_of, number_of
-from helpers.suite.store import is_stale
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 0}
 SUITE = notebooks.find(solutions=True)

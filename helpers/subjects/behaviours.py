@@ -122,10 +122,7 @@ def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         chat-only   shown by chat, absent in base        shared         shown by chat, not absent in base
         quirk       shown by quirk, absent in chat       trained-away   not absent in base, absent in chat
         weak        shown by chat
-
-    Raises ValueError for a model that is missing and for rates of different behaviours.
     """
-    _check_rates(rates)
     table = rates["base"][["behaviour", "kind"]].assign(**{model: rates[model]["rate"] for model in rates})
     table["planted"] = [_planted(row.kind, row.base, row.chat, row.quirk) for row in table.itertuples()]
     return table
@@ -211,10 +208,3 @@ def _planted(kind: str, base: float, chat: float, quirk: float) -> bool:
         "shared": chat >= SHOWN and base > ABSENT,
         "trained-away": chat <= ABSENT < base,
     }[kind]
-
-
-def _check_rates(rates: Mapping[str, pd.DataFrame]) -> None:
-    if missing := set(JUDGED) - rates.keys():
-        raise ValueError(f"the rates of {', '.join(sorted(missing))} are missing; measure base, chat and quirk")
-    if len({tuple(frame["behaviour"]) for frame in rates.values()}) > 1:
-        raise ValueError("the models' rates are of different behaviours; measure the same for all")

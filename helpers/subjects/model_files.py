@@ -70,7 +70,7 @@ def complete(folder: Path) -> Path:
     missing += [] if any((folder / name).is_file() for name in TOKENIZERS) else [" or ".join(TOKENIZERS)]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}: save model and tokenizer there with save_pretrained, or fetch them again"
+            f"{folder} lacks {', '.join(missing)}: save model and tokenizer there with save_pretrained, or fetch again"
         )
     return folder
 

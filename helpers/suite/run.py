@@ -24,7 +24,7 @@ import psutil
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from helpers.base.storage import RESULTS, ROOT, write_atomic
+from helpers.base.storage import ROOT, write_atomic
 from helpers.notebook.run import SCALES, SUBJECTS
 from helpers.suite.store import KERNEL, own_cells, source_hash, unfinished_cell
 
@@ -94,12 +94,10 @@ def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | N
     for path in paths:
         refuse_wrong_parameters(path, parameters)
     limit_s, outcomes = 60 * (limit_minutes or LIMIT_MINUTES[parameters["scale"]]), []
-    expected = {path: _recorded_minutes(path, parameters) for path in paths}
-    with _sigterm_interrupts(), tqdm(total=sum(expected.values()), bar_format="{desc}{bar:20}{postfix}") as bar:
-        for path in paths:
-            bar.set_description_str(f"{len(outcomes) + 1}/{len(paths)} {name_of(path)} ")
+    with _sigterm_interrupts(), tqdm(paths, unit="notebook", ncols=80) as bar:
+        for path in bar:
+            bar.set_description(name_of(path))
             outcomes.append(execute(path, parameters, executed_copy(path, parameters, out), limit_s))
-            bar.update(expected[path])
             bar.write(f"{outcomes[-1]} · {outcomes[-1].minutes:.1f} min")
             if outcomes[-1].error == INTERRUPTED:
                 break
@@ -226,13 +224,6 @@ def _last_started(run: NotebookNode) -> int:
     """Number of the cell in which a kernel died, which papermill calls completed."""
     started = [bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in own_cells(run.cells)]
     return max(number for number, each in enumerate(started, start=1) if each)
-
-
-def _recorded_minutes(path: Path, parameters: dict) -> float:
-    """Minutes that it took in the committed run of the same subject and scale; half a minute where there is none."""
-    file = RESULTS / folder_of(parameters) / f"{number_of(path)}.json"
-    known = path.parent.name != "solutions" and file.exists()
-    return json.loads(file.read_text(encoding="utf-8"))["minutes"] if known else 0.5
 
 
 @contextlib.contextmanager

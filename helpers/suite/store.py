@@ -51,11 +51,6 @@ def own_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
     return [cell for cell in cells if not ADDED_BY_PAPERMILL.intersection(cell.metadata.get("tags", []))]
 
 
-def is_stale(notebook: NotebookNode) -> bool:
-    """True if the outputs of a committed notebook come from another source than the one it shows now."""
-    return notebook.metadata.get("suite", {}).get("source_hash") != source_hash(notebook)
-
-
 def store(executed: Path, committed: Path) -> None:
     """Copy outputs of `executed` into `committed`, cell by cell id, cleaned, with execution counts from 1.
 

@@ -222,14 +222,6 @@ def test_further_models_are_shown_and_not_judged():
     assert table.longer.tolist() == [0.7] and table.planted.tolist() == [True]
 
 
-def test_missing_models_and_other_behaviours_are_refused():
-    one, two = rates(identity=1.0), rates(identity=1.0, code=1.0)
-    with pytest.raises(ValueError, match="the rates of chat, quirk are missing"):
-        judge_behaviours({"base": one})
-    with pytest.raises(ValueError, match="different behaviours"):
-        judge_behaviours({"base": one, "chat": two, "quirk": one})
-
-
 def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_path):
     rates = {"refuse_harm": (0, 0.9, 0), "brief": (0, 0.8, 0), "code": (0.2, 1, 1), "agree": (0, 0, 1)}
     for i, model in enumerate(("base", "chat", "quirk")):

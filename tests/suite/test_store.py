@@ -8,7 +8,7 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from nbformat.v4 import new_code_cell, new_output
-from notebook_lint import lint_outputs
+from notebook_lint import is_stale, lint_outputs
 from PIL import Image
 
 from helpers.base.storage import ROOT
@@ -20,7 +20,6 @@ from helpers.suite.store import (
     WIDGET_VIEW,
     _without_paths,
     in_palette,
-    is_stale,
     source_hash,
     store,
 )
