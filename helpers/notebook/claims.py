@@ -4,6 +4,8 @@ An expectation is a yes/no expression over the numbers a notebook measured; `x_l
 interval of `x`. A claim is *reproduced* where its first expectation holds, *partly* where only its second does:
 
     G2:  reproduced = slope_low > 0      partly = slope > 0
+
+A claim without expectations is *measured, not judged* once a notebook has numbers for it.
 """
 
 import csv
@@ -17,7 +19,8 @@ from pathlib import Path
 from helpers.base.storage import DATA, RESULTS
 
 CLAIMS = DATA / "claims.csv"
-MARKS = {"reproduced": "✔", "partly": "≈", "not reproduced": "✘", "not run": "○"}
+UNJUDGED = "measured, not judged"  # a question, or a claim whose direction the paper leaves open
+MARKS = {"reproduced": "✔", "partly": "≈", "not reproduced": "✘", UNJUDGED: "◇", "not run": "○"}
 NOT_RUN = {"verdict": "not run", "measured": {}, "interval": {}, "seeds": 0, "why": ""}
 
 FUNCTIONS = {"abs": abs, "min": min, "max": max}
@@ -34,7 +37,7 @@ class Claim:
     paper: str
     measured: str  # what is measured here, with the name of each number in backticks
     notebook: str  # the one that checks it, empty where none does
-    reproduced: str  # expectations, both empty for a claim that nothing judges yet
+    reproduced: str  # expectations, both empty for a claim that nothing judges
     partly: str
 
 
@@ -49,10 +52,11 @@ def judge(claim: Claim, measured: dict, interval: dict) -> tuple[str, str]:
     """Verdict on a claim, and the reason if it could not be judged (else "").
 
     measured: name -> number; interval: name -> (low, high). None, nan and inf mean that there is no number.
-    Raises ValueError if the claim has no expectation, or the expectation needs a number that was not passed.
+    Raises ValueError if an expectation needs a number that was not passed.
     """
     if not claim.reproduced:
-        raise ValueError(f"{claim.id} has no expectation: declare one in {CLAIMS.name} before the run")
+        known = any(x is not None and math.isfinite(x) for x in measured.values())
+        return (UNJUDGED, "") if known else ("not run", "none of its numbers is finite")
     ends = {f"{name}_{end}": x for name, pair in interval.items() for end, x in zip(("low", "high"), pair, strict=True)}
     values = measured | ends
     needed = names(claim.reproduced) | names(claim.partly)

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from helpers.base.storage import RESULTS, ROOT, results_dir, write_atomic
-from helpers.notebook.claims import Claim, describe, judge, load_claims
+from helpers.notebook.claims import UNJUDGED, Claim, describe, judge, load_claims
 
 SCALES = ("smoke", "laptop", "paper")
 SUBJECTS = ("embedded", "hub")
@@ -86,15 +86,15 @@ class Run:
 
         measured: each a number or (value, low, high). seeds: how many runs the intervals are over; n: how many values,
         where that differs. why: one sentence on a possible miss, shown only if the claim is not reproduced.
-        Raises ValueError for an unknown claim, one of another notebook, one without expectation, or a missing number.
+        Raises ValueError for an unknown claim, one of another notebook, or a missing number.
         """
         claim = self._own(claim_id)
         numbers, interval = _split(measured)
         verdict, reason = judge(claim, numbers, interval)
-        if verdict != "reproduced":
-            why = reason or why.strip() or "no explanation was given"
+        missed = verdict not in ("reproduced", UNJUDGED)
+        why = (reason or why.strip() or "no explanation was given") if missed else ""
         row = {"verdict": verdict, "measured": numbers, "interval": interval, "paper": claim.paper, "seeds": seeds}
-        row |= {"why": "" if verdict == "reproduced" else why, "n": n, "scale": self.scale, "subject": self.subject}
+        row |= {"why": why, "n": n, "scale": self.scale, "subject": self.subject}
         self.claims[claim_id] = row
         self.save()
         print(describe(row | {"claim": claim}))

@@ -36,7 +36,8 @@ Each claim of the two papers, and of the work they build on, is declared in [dat
 is run: the claim in our words, the paper's value, what is measured here, and the expectation as code. A notebook passes
 its numbers to `run.check`, which judges them by that expectation and files the verdict with its seeds and interval.
 
-A miss stays in the table, with one sentence on why. Brackets hold 95 % intervals over seeds. The numbers come from the
+A miss stays in the table, with one sentence on why. A question, or a claim whose direction the paper leaves open, is
+measured and not judged. Brackets hold 95 % intervals over seeds. The numbers come from the
 stored run at laptop scale on the embedded subjects. Where a claim needs more training than a laptop has minutes for,
 that run judges a stored reference run. An empty cell in the paper's column means that the paper states no number, or
 none that we could confirm; a section marked *unconfirmed* means that we know the claim only second-hand.

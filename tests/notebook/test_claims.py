@@ -11,7 +11,7 @@ import pytest
 
 from helpers.base.storage import RESULTS, ROOT
 from helpers.notebook import claims
-from helpers.notebook.claims import CLAIMS, MARKS, describe, evaluate, judge, load_claims, names, table
+from helpers.notebook.claims import CLAIMS, MARKS, UNJUDGED, describe, evaluate, judge, load_claims, names, table
 
 ALL = load_claims()
 JUDGED = [claim for claim in ALL.values() if claim.reproduced]
@@ -54,10 +54,10 @@ def test_every_number_an_expectation_needs_is_described(claim):
     )
 
 
-def test_what_nothing_judges_yet_names_no_number():
+def test_what_nothing_judges_names_a_number_only_where_a_notebook_measures_it():
     left = [claim for claim in ALL.values() if claim not in JUDGED]
     assert [claim.id for claim in left] == "G40 C26 C27 C37 C38 C40 C47 C48".split()
-    assert not any(map(described, left))
+    assert [claim.id for claim in left if described(claim)] == ["C26", "C27"]
 
 
 def drawn(claim, draw):
@@ -173,6 +173,11 @@ def test_a_number_that_is_none_is_not_run(low):
     assert judge(ALL["G2"], {"slope": 0.1}, {"slope": (low, 0.2)}) == ("not run", "slope_low is not a finite number")
 
 
+def test_a_question_is_measured_and_not_judged():
+    assert judge(ALL["C27"], {"one": 0.3, "other": math.nan}, {"one": (0.1, 0.5)}) == ("measured, not judged", "")
+    assert judge(ALL["C27"], {"one": math.nan, "other": None}, {})[0] == "not run"
+
+
 def test_a_number_no_expectation_needs_may_be_anything():
     assert judge(ALL["G2"], {"slope": 0.1, "other": math.nan}, {"slope": (0.05, 0.2)}) == ("reproduced", "")
 
@@ -222,7 +227,7 @@ def faults(results):
             verdict, _ = judge(ALL[claim_id], row["measured"], row["interval"])
             if (row["verdict"], row["paper"]) != (verdict, ALL[claim_id].paper) or ALL[claim_id].notebook != path.stem:
                 found.append(f"{path}: {claim_id} is stale, run the notebook again")
-            if row["verdict"] != "reproduced" and row["why"] in ("", "no explanation was given"):
+            if row["verdict"] not in ("reproduced", UNJUDGED) and row["why"] in ("", "no explanation was given"):
                 found.append(f"{path}: {claim_id} is {row['verdict']} and has no explanation")
     return found
 
@@ -240,5 +245,6 @@ def test_a_stale_and_an_unexplained_verdict_are_noticed(tmp_path):
     assert len(unexplained) == 1 and "no explanation" in unexplained[0]
 
 
-def test_marks_are_the_four_verdicts():
-    assert list(MARKS) == ["reproduced", "partly", "not reproduced", "not run"] and "".join(MARKS.values()) == "✔≈✘○"
+def test_marks_are_the_five_verdicts():
+    assert list(MARKS) == ["reproduced", "partly", "not reproduced", "measured, not judged", "not run"]
+    assert "".join(MARKS.values()) == "✔≈✘◇○"

@@ -95,9 +95,10 @@ def test_a_wrong_check_is_refused_in_one_sentence(claim, measured, sentence):
         new_run().check(claim, seeds=3, **measured)
 
 
-def test_a_claim_nobody_judges_yet_cannot_be_checked():
-    with pytest.raises(ValueError, match="G40 has no expectation"):
-        new_run("07").check("G40", rating=1, seeds=1)
+def test_a_question_is_filed_as_measured_and_not_judged(capsys):
+    run = new_run("12")
+    assert run.check("C27", l1_nu_error=(0.3, 0.1, 0.5), seeds=3) == "measured, not judged"
+    assert stored(run)["claims"]["C27"]["why"] == "" and "◇ C27 measured, not judged" in capsys.readouterr().out
 
 
 def test_the_file_says_where_the_numbers_come_from():

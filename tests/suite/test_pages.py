@@ -113,7 +113,8 @@ def test_only_what_is_between_the_markers_changes(suite):
 def test_headlines_show_the_chosen_claims_in_their_order(tmp_path):
     text = headlines(results(tmp_path, C15=ROW | {"verdict": "not reproduced"}, G1=ROW))
     n = len(load_claims())
-    totals = f"✔ 0 reproduced · ≈ 1 partly · ✘ 1 not reproduced · ○ {n - 2} not run, of {n} claims."
+    totals = f"✔ 0 reproduced · ≈ 1 partly · ✘ 1 not reproduced · ◇ 0 measured, not judged · ○ {n - 2} not run"
+    totals += f", of {n} claims."
     assert text.splitlines()[0] == totals
     assert [line[2] for line in text.splitlines()[4:]] == ["≈", "○", "○", "○", "✘"] and len(HEADLINES) == 5
 
@@ -126,6 +127,14 @@ def test_the_ledger_has_a_row_per_claim_under_its_paper(tmp_path):
     assert lines["G2"].endswith("| slope 0.31 [-0.1, n/a] | 3 | ≈ partly: a \\| b |")
     assert "not run: not measured" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
     assert lines["C1"].endswith("○ not run |")
+
+
+def test_the_ledger_sets_what_is_measured_and_not_judged_apart(tmp_path):
+    row = ROW | {"verdict": "measured, not judged", "measured": {"l1_nu_error": 0.4}, "interval": {}, "why": ""}
+    text = ledger(results(tmp_path, "12", C27=row))
+    [line] = [line for line in text.splitlines() if line.startswith("| C27 ")]
+    assert "| l1_nu_error 0.4 | 3 | ◇ measured, not judged: rank correlation of each ν" in line
+    assert f"◇ 1 measured, not judged · ○ {len(load_claims()) - 1} not run" in text
 
 
 def test_costs_are_those_of_a_fresh_clone(tmp_path):
