@@ -52,6 +52,16 @@ def percent(mean: float | None, low: float | None, high: float | None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {50 * (high - low):.1f}" if all(known) else "")
 
 
+def percent_table(rows: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
+    """`percent` of rows that have mean, low and high: a line for each value of `index`, in the order of the rows.
+
+    What no row has is "n/a".
+    """
+    cells = rows.assign(cell=[percent(*ends) for ends in zip(rows["mean"], rows.low, rows.high, strict=True)])
+    wide = cells.pivot(index=index, columns=columns, values="cell").fillna("n/a")
+    return wide.loc[rows[index].unique(), rows[columns].unique()].rename_axis(columns="in %")
+
+
 def known_interval(values: Iterable[float]) -> tuple[float, float, float]:
     """`interval` of the values that are there; nan where none is."""
     known = [float(value) for value in values if value is not None and math.isfinite(value)]

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from helpers.dictionaries.kernels import Code, code_of
-from helpers.diffing.patching import NONE, Difference, Patched, Site
+from helpers.diffing.patching import BATCH, NONE, Difference, Patched, Site, patch_kl
 from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import Encoded, Rows, answer_order, rows_of
+
+REMOVED = 32  # latents taken out side by side
+TRIED = 2  # tokens of each behaviour
 
 
 def shares(
@@ -30,16 +32,14 @@ def shares(
     dialogues: Sequence[Encoded],
     difference: Difference,
     steps: int = 8,
-    keep_first: bool = True,
-    batch_rows: int = 8,
 ) -> Tensor:
     """Nats a position that each latent takes off the KL, (n_latents,) float64, over all positions that predict an
     answer; as `patch_kl` without the bias."""
     total, positions = torch.zeros(len(difference.rows), dtype=torch.float64), 0
-    for rows in tqdm(list(rows_of(dialogues, pair.context, batch_rows)), "shares", unit="batch", delay=2, leave=False):
-        site = Site(pair, rows, keep_first)
+    for rows in tqdm(list(rows_of(dialogues, pair.context, BATCH)), "shares", unit="batch", delay=2, leave=False):
+        site = Site(pair, rows)
         slope = _mean_slope(pair, site, difference, steps)[site.inside]
-        code = _code(site, difference)
+        code = site.code(difference)
         taken = -torch.linalg.vecdot(slope[code.tokens], difference.rows[code.latents].to(slope)) * code.values
         total.index_add_(0, code.latents.cpu(), taken.double().cpu())
         positions += int((rows.order >= 0).sum())
@@ -62,32 +62,50 @@ def hardest(patched: Patched, dialogues: Sequence[Encoded], behaviours: Sequence
 
 
 @torch.no_grad()
-def removal(
-    pair: SubjectPair,
-    dialogue: Encoded,
-    position: int,
-    difference: Difference,
-    keep_first: bool = True,
-    batch_rows: int = 32,
-) -> pd.Series:
+def removal(pair: SubjectPair, dialogue: Encoded, position: int, difference: Difference) -> pd.Series:
     """KL at one position if a latent is taken out of chat everywhere, in nats: a value for each latent that is on up to
     there, the highest first. Raises ValueError for a position that predicts no answer.
     """
     if not 0 <= position < len(dialogue.tokens) or answer_order(dialogue.roles)[position] < 0:
         raise ValueError(f"position {position} predicts no answer: choose one of `patch_kl`'s")
     [rows] = rows_of([dialogue], pair.context, 1)
-    rows = _up_to(rows, position)
-    site = Site(pair, rows, keep_first)
-    latents = (_code(site, difference).latents % difference.n_latents).unique().tolist()
+    site = Site(pair, _up_to(rows, position))
+    latents = (site.code(difference).latents % difference.n_latents).unique().tolist()
     log_p = pair.chat.resume(site.chat)[:, -1].float().log_softmax(-1)
     found = []
-    for start in range(0, len(latents), batch_rows):
-        some = [difference.kept([j]) for j in latents[start : start + batch_rows]]
+    for start in range(0, len(latents), REMOVED):
+        some = [difference.kept([j]) for j in latents[start : start + REMOVED]]
         without = torch.cat([site.chat - site.added(difference, kept, False) for kept in some])
         log_q = pair.chat.resume(without)[:, -1].float().log_softmax(-1)
         found += torch.linalg.vecdot(log_p.exp(), log_p - log_q).tolist()
     order = np.argsort(-np.array(found), kind="stable").astype(int)
     return pd.Series(np.array(found)[order], index=np.array(latents, dtype=int)[order])
+
+
+def found_by_removal(
+    pair: SubjectPair,
+    dialogues: Sequence[Encoded],
+    difference: Difference,
+    f1: np.ndarray,
+    behaviours: Sequence[int],
+    cut: float,
+) -> pd.DataFrame:
+    """The latent whose removal changes the prediction most, at the hardest tokens of each behaviour: a row for each.
+
+    f1: how well each latent detects each label, (n_labels, n_latents). Columns: behaviour, kl, change (KL without the
+    latent), latent, f1 (for the behaviour), best (F1 of the best latent of all); of the latents on up to there active
+    (how many), random_f1 (their mean), random (share of them above `cut`). Where none is on, the token drops out.
+    """
+    rows = []
+    for token in hardest(patch_kl(pair, dialogues, {}), dialogues, behaviours, TRIED).itertuples():
+        change = removal(pair, dialogues[token.dialogue], token.position, difference)
+        own = f1[token.behaviour]
+        if len(change):
+            on = own[change.index]
+            row = {"behaviour": token.behaviour, "kl": token.kl, "change": change.iloc[0], "latent": change.index[0]}
+            row |= {"f1": on[0], "best": own.max(), "active": len(on), "random_f1": on.mean()}
+            rows.append(row | {"random": (on > cut).mean()})
+    return pd.DataFrame(rows)
 
 
 def _mean_slope(pair: SubjectPair, site: Site, difference: Difference, steps: int) -> Tensor:
@@ -102,12 +120,6 @@ def _mean_slope(pair: SubjectPair, site: Site, difference: Difference, steps: in
         log_q = pair.chat.resume(h)[asked].float().log_softmax(-1)
         slope += torch.autograd.grad(F.kl_div(log_q, log_p, reduction="sum", log_target=True), h)[0] / steps
     return slope
-
-
-@torch.no_grad()
-def _code(site: Site, difference: Difference) -> Code:
-    x = torch.stack([site.base[site.inside], site.chat[site.inside]], 1)
-    return code_of(difference.encode(x.to(difference.rows)))
 
 
 def _up_to(rows: Rows, position: int) -> Rows:

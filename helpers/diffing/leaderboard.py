@@ -17,7 +17,7 @@ the tokens, as in notebook 09.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,34 +27,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.activations.views import ViewedStream, view_of
-from helpers.base.stats import interval, percent
+from helpers.base.stats import known_interval, percent_table
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.dictionaries.sweeps import Cell
-from helpers.diffing.effects import effects
+from helpers.diffing.effects import gap_closed
 from helpers.diffing.latent_scaling import NU_RANGE, SAE_SPECIFIC, sae_table
 from helpers.diffing.norms import classes, delta_norm
-from helpers.diffing.patching import Difference, crosscoder_difference, patch_kl, sae_difference, written
-from helpers.diffing.recovery import COSINE, F1, f1_scores, larger_rows, match_planted
+from helpers.diffing.patching import Difference, difference_of, patch_kl, written
+from helpers.diffing.recovery import F1, f1_scores, larger_rows, match_planted
 from helpers.subjects.behaviours import planted_behaviours
-from helpers.subjects.pair import SubjectPair
 from helpers.text.dialogues import BEHAVIOURS
 
 TOPS = (10, 50, 200)
 NULLS = ("self", "longer")
 SAMPLE = 2**16  # tokens that the mean difference is taken over; hundreds of directions need no more
+BATCH = 4096  # tokens encoded at a time
 SHORT = 6  # on "self" a dictionary reads 1 / SHORT of the tokens
 
 
 class Found(NamedTuple):
-    """What a method found on one pair: m candidates."""
+    """What a method found on one pair: as many candidates as the difference has latents."""
 
-    rows: Tensor  # (m, d_model): where each points
-    encode: Callable[[Tensor], Tensor]  # activations of the pair (n, 2, d_model) -> (n, m), at least zero
-    difference: Callable[[SubjectPair], Difference]  # what they write into base, m latents
+    difference: Difference  # what they write into base, and when each is on
     scores: np.ndarray | None = None  # (m,), the highest first; NaN is never taken; by default the size of what it adds
     called: np.ndarray | None = None  # (m,) bool, chat-only by the method's own cut; by default all
+    points: Tensor | None = None  # (m, d_model): where each points; by default along what it writes
+
+    @property
+    def directions(self) -> Tensor:
+        return self.difference.rows if self.points is None else self.points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,68 +70,41 @@ class Method:
     calls: str = "all it has"
 
 
-def score_method(
-    method: Method,
-    pairs: TrainedPairs,
-    seeds: Iterable[int] | None = None,
-    tops: Sequence[int] = TOPS,
-    nulls: Sequence[str] = NULLS,
-    f1: float = F1,
-    cosine: float = COSINE,
-    n_dialogues: int = 64,
-) -> pd.DataFrame:
-    """A row for each seed: method, seed, planted_10 ..., behaviours_10 ..., kl_10 ..., false_self, false_longer.
+def score_method(method: Method, pairs: TrainedPairs, n_dialogues: int = 64) -> pd.DataFrame:
+    """A row for each of the collection's seeds: method, seed, planted_10 ..., behaviours_10 ..., kl_10 ...,
+    false_self, false_longer.
 
-    `seeds` are by default the collection's; the first `n_dialogues` held-out dialogues are patched. Pairs that the
-    subject does not have are left out, and behaviours are NaN where no token is labelled. Raises ValueError for a seed
-    that the collection does not have, and for a code that does not fit the candidates.
+    The first `n_dialogues` held-out dialogues are patched. Pairs that the subject does not have are left out, and
+    behaviours are NaN where no token is labelled. Raises ValueError for a code that does not fit the candidates.
     """
-    chosen = list(pairs.seeds if seeds is None else seeds)
-    if wrong := [seed for seed in chosen if seed not in pairs.seeds]:
-        raise ValueError(f"seed {wrong[0]} is none of the collection's: choose of {', '.join(map(str, pairs.seeds))}")
-    there = [name for name in nulls if name in pairs.pairs]
-    return pd.DataFrame([_row(method, pairs, seed, tops, there, f1, cosine, n_dialogues) for seed in chosen])
+    return pd.DataFrame([_row(method, pairs, seed, n_dialogues) for seed in pairs.seeds])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `score_method`, also of several methods -> method, measure, mean, low, high (over seeds), seeds."""
-    measures = [name for name in rows if name not in ("method", "seed")]
     found = []
     for method, part in rows.groupby("method", sort=False):
-        for measure in measures:
-            values = part[measure].dropna()
-            mean, low, high = interval(values) if len(values) else (float("nan"),) * 3
-            ends = {"mean": mean, "low": low, "high": high}
-            found.append({"method": method, "measure": measure} | ends | {"seeds": len(values)})
+        for measure in rows.columns.drop(["method", "seed"]):
+            mean, low, high = known_interval(part[measure])
+            ends = {"mean": mean, "low": low, "high": high, "seeds": int(part[measure].count())}
+            found.append({"method": method, "measure": measure} | ends)
     return pd.DataFrame(found)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `score_method`, to be printed: per cent with half the width of the interval; a row for each method."""
-    long = summary(rows)
-    long["cell"] = [percent(*ends) for ends in zip(long["mean"], long.low, long.high, strict=True)]
-    wide = long.pivot(index="method", columns="measure", values="cell")
-    return wide.loc[long.method.unique(), long.measure.unique()].rename_axis(columns="in %")
+    return percent_table(summary(rows), "method", "measure")
 
 
-def _row(
-    method: Method,
-    pairs: TrainedPairs,
-    seed: int,
-    tops: Sequence[int],
-    nulls: list[str],
-    f1: float,
-    cosine: float,
-    n_dialogues: int,
-) -> dict:
+def _row(method: Method, pairs: TrainedPairs, seed: int, n_dialogues: int) -> dict:
     row = {"method": method.name, "seed": seed}
-    for name in ("injected", "chat", *nulls):
+    for name in ("injected", "chat", *(null for null in NULLS if null in pairs.pairs)):
         found, x = method.fit(pairs, name, seed), pairs.heldout(name).x
         live, order = ranked(found, x)
         if name == "injected":
-            row |= _planted(found, order, pairs, tops, cosine)
+            row |= _planted(found, order, pairs)
         elif name == "chat":
-            row |= _behaviours(found, order, pairs, tops, f1) | _closed(found, order, pairs, tops, n_dialogues)
+            row |= _behaviours(found, order, pairs) | _closed(found, order, pairs, n_dialogues)
         else:
             called = np.ones(len(live), bool) if found.called is None else found.called
             row[f"false_{name}"] = called[live].mean() if live.any() else 0.0  # of nothing, nothing is called
@@ -136,80 +112,61 @@ def _row(
 
 
 @torch.no_grad()
-def ranked(found: Found, x: Tensor, batch: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def ranked(found: Found, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Which candidates fire on pairs x (n, 2, d_model), (m,) bool; and the numbers of those that do, the best first.
 
     Those without a score are not among the latter. Raises ValueError for a code that does not fit the candidates.
     """
-    fired, squares = torch.zeros(2, len(found.rows), dtype=torch.float64)
-    for part in x.split(batch):
-        latents = found.encode(part)
-        if latents.shape != (len(part), len(found.rows)):
-            raise ValueError(
-                f"{len(found.rows)} candidates, but a code of {tuple(latents.shape)} for {len(part)} tokens"
-            )
+    fired, squares = torch.zeros(2, len(found.directions), dtype=torch.float64)
+    for part in x.split(BATCH):
+        latents = found.difference.latents(part)
         fired += (latents > 0).sum(0)
         squares += latents.square().sum(0)
     live = (fired > 0).numpy()
-    size = (squares * found.rows.square().sum(-1)).numpy()
+    size = (squares * found.directions.square().sum(-1)).numpy()
     scores = np.asarray(size if found.scores is None else found.scores, dtype=float)
     order = np.argsort(-scores, kind="stable")
     return live, order[live[order] & ~np.isnan(scores[order])]
 
 
-def _planted(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], cosine: float) -> dict:
+def _planted(found: Found, order: np.ndarray, pairs: TrainedPairs) -> dict:
     truth = pairs.stream("injected")
-    match = match_planted(found.rows[order], truth, cosine)
+    match = match_planted(found.directions[order], truth)
     of = match.planted.where(match.kind == "chat-only")
-    return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in tops}
+    return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in TOPS}
 
 
 @torch.no_grad()
-def _behaviours(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], cut: float) -> dict:
-    heldout, best = pairs.heldout("chat"), torch.from_numpy(order[: max(tops)])
+def _behaviours(found: Found, order: np.ndarray, pairs: TrainedPairs) -> dict:
+    heldout, best = pairs.heldout("chat"), torch.from_numpy(order[: max(TOPS)])
     if (heldout.behaviours < 0).all():
-        return {f"behaviours_{m}": float("nan") for m in tops}
-    latents = torch.cat([found.encode(part)[:, best] for part in heldout.x.split(4096)])
+        return {f"behaviours_{m}": float("nan") for m in TOPS}
+    latents = torch.cat([found.difference.latents(part)[:, best] for part in heldout.x.split(BATCH)])
     wanted = np.isin(list(BEHAVIOURS), planted_behaviours("chat-only"))
-    detected = f1_scores(latents, heldout.behaviours, len(BEHAVIOURS))[wanted] > cut  # (behaviours, candidates)
-    return {f"behaviours_{m}": detected[:, :m].any(1).mean() for m in tops}
+    detected = f1_scores(latents, heldout.behaviours, len(BEHAVIOURS))[wanted] > F1  # (behaviours, candidates)
+    return {f"behaviours_{m}": detected[:, :m].any(1).mean() for m in TOPS}
 
 
-def _closed(found: Found, order: np.ndarray, pairs: TrainedPairs, tops: Sequence[int], n: int) -> dict:
+def _closed(found: Found, order: np.ndarray, pairs: TrainedPairs, n: int) -> dict:
     """Over all positions that predict an answer, without a bias."""
-    pair = pairs.pair("chat")
-    difference = found.difference(pair)
-    conditions = {f"kl_{m}": written(difference, order[:m].copy()) for m in tops}
-    patched = patch_kl(pair, pairs.dialogues()[:n], conditions)
-    found_at = effects(patched, draws=1).set_index(["positions", "condition"])
-    return {name: found_at.recovered["full", name] for name in conditions}
+    conditions = {f"kl_{m}": written(found.difference, order[:m].copy()) for m in TOPS}
+    return gap_closed(patch_kl(pairs.pair("chat"), pairs.dialogues()[:n], conditions))[list(conditions)].to_dict()
 
 
 # ---- what the methods find
 
 
 def of_crosscoder(crosscoder: Crosscoder) -> Found:
-    """Ranked by Delta_norm, which calls chat-only from 0.9 on. A decoupled latent is on where it is in either model."""
-    delta = delta_norm(crosscoder.eval())
-
-    def encode(x: Tensor) -> Tensor:
-        latents = crosscoder.encode(x)
-        return latents if latents.ndim == 2 else latents.amax(1)
-
-    def difference(pair: SubjectPair) -> Difference:
-        return crosscoder_difference(crosscoder, pair)
-
-    return Found(larger_rows(crosscoder), encode, difference, delta.numpy(), classes(delta) == "chat-only")
+    """Ranked by Delta_norm, which calls chat-only from 0.9 on."""
+    delta = delta_norm(crosscoder)
+    called = classes(delta) == "chat-only"
+    return Found(difference_of(crosscoder), delta.numpy(), called, larger_rows(crosscoder))
 
 
 def of_sae(sae: SparseAutoencoder, view: str, x: Tensor | None = None) -> Found:
     """An autoencoder of the difference or of chat. With pairs x (n, 2, d_model) to scale on, the latents that base has
     least of come first, and below a ratio of `SAE_SPECIFIC` they are called chat-only."""
-    found = Found(
-        sae.W_dec.detach(),
-        lambda pairs: sae.eval().encode(view_of(pairs, view)),
-        lambda pair: sae_difference(sae, pair, view),
-    )
+    found = Found(difference_of(sae, view))
     if x is None:
         return found
     ratio = sae_table(sae, view, x).nu_activation
@@ -224,7 +181,7 @@ def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.nda
     def encode(x: Tensor) -> Tensor:
         return (view_of(x, "difference") @ units.T).relu()
 
-    return Found(units, encode, lambda pair: Difference(encode, units, None, len(units)), scores, called)
+    return Found(Difference(encode, units, None, len(units)), scores, called)
 
 
 # ---- the methods

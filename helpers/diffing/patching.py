@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder
-from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import Encoded, Rows, rows_of
 
 Latents = Sequence[int] | Tensor | np.ndarray | None  # their numbers; None for all of them
+BATCH = 8  # dialogues side by side
 NONE = "None"  # the condition that is always measured, as all others are compared with it
 
 
@@ -45,7 +45,17 @@ class Difference:
     encode: Callable[[Tensor], Tensor]  # activations of the pair (n, 2, d_model) -> code (n, m), at least zero
     rows: Tensor  # (m, d_model)
     bias: Tensor | None  # (d_model,); None where the dictionary's own is no difference
-    n_latents: int
+    n_latents: int  # m, or half of it: a decoupled latent has a row in each model
+
+    def latents(self, x: Tensor) -> Tensor:
+        """How much each latent is on, (n, n_latents); a decoupled one is on where it is in either model.
+
+        Raises ValueError for a code that does not fit the rows.
+        """
+        code = self.encode(x)
+        if code.shape != (len(x), len(self.rows)):
+            raise ValueError(f"{len(self.rows)} rows, but a code of {tuple(code.shape)} for {len(x)} tokens")
+        return code.unflatten(1, (-1, self.n_latents)).amax(1)
 
     def kept(self, latents: Latents) -> Tensor:
         """Which rows are of some latents, (m,) bool; all for None. Raises ValueError for latents it does not have."""
@@ -56,39 +66,27 @@ class Difference:
             raise ValueError(f"there is no latent {wrong[0]}: the dictionary has 0 to {self.n_latents - 1}")
         kept = torch.zeros(self.n_latents, dtype=torch.bool)
         kept[chosen.astype(np.int64)] = True
-        return kept.repeat(len(self.rows) // self.n_latents)  # a decoupled latent has a row in each model
+        return kept.repeat(len(self.rows) // self.n_latents)
 
 
-def crosscoder_difference(crosscoder: Crosscoder, pair: SubjectPair) -> Difference:
-    """Latents write the difference of their decoder rows. Decoupled ones may be on in one of the models only.
+def difference_of(dictionary: SparseAutoencoder, view: str | None = None) -> Difference:
+    """What the latents of a crosscoder write: the difference of their decoder rows. Of an autoencoder of a view of the
+    pair, "difference" or "chat", they write its rows; one of chat has no bias.
 
-    Raises ValueError for a pair of another width.
+    Raises ValueError for the view "base".
     """
-    _require_width(crosscoder, pair)
-    scales = torch.tensor(pair.scales).to(crosscoder.b_dec).unsqueeze(1)  # (2, 1)
-    base, chat = crosscoder.eval().decoders.detach() * scales.unsqueeze(1)
-    base_bias, chat_bias = crosscoder.biases.detach() * scales
-
-    def encode(x: Tensor) -> Tensor:
-        return crosscoder.encode(x / scales).flatten(1)
-
-    decoupled = len(crosscoder.competitions()) > 1
-    rows = torch.cat([-base, chat]) if decoupled else chat - base
-    return Difference(encode, rows, chat_bias - base_bias, crosscoder.n_latents)
-
-
-def sae_difference(sae: SparseAutoencoder, pair: SubjectPair, view: str = "difference") -> Difference:
-    """Latents of an autoencoder of chat - base, or of chat ("chat"), which are added without a bias.
-
-    Raises ValueError for a pair of another width or with scaled activations, and for the view "base".
-    """
-    _require_width(sae, pair)
+    dictionary.eval()
+    if view is None:
+        base, chat = dictionary.decoders.detach()
+        base_bias, chat_bias = dictionary.biases.detach()
+        rows = torch.cat([-base, chat]) if len(dictionary.competitions()) > 1 else chat - base  # decoupled, or not
+        bias = chat_bias - base_bias
+        return Difference(lambda x: dictionary.encode(x).flatten(1), rows, bias, dictionary.n_latents)
     if view not in ("difference", "chat"):
         raise ValueError(f'an autoencoder of {view!r} says nothing of chat: patch with "difference" or "chat"')
-    if tuple(pair.scales) != (1.0, 1.0):
-        raise ValueError("the models of this pair are scaled apart, so that chat - base is no difference of residuals")
-    bias = sae.b_dec.detach() if view == "difference" else None
-    return Difference(lambda x: sae.eval().encode(view_of(x, view)), sae.W_dec.detach(), bias, sae.n_latents)
+    bias = dictionary.b_dec.detach() if view == "difference" else None
+    rows = dictionary.W_dec.detach()
+    return Difference(lambda x: dictionary.encode(view_of(x, view)), rows, bias, dictionary.n_latents)
 
 
 class Site:
@@ -96,9 +94,13 @@ class Site:
 
     base, chat  (B, T, d_model)
     inside      (B, T) bool: where dictionaries are read; not after the end of a dialogue
+
+    Raises ValueError for a pair with scaled activations, where chat - base is no difference of residuals.
     """
 
-    def __init__(self, pair: SubjectPair, rows: Rows, keep_first: bool):
+    def __init__(self, pair: SubjectPair, rows: Rows, keep_first: bool = True):
+        if tuple(pair.scales) != (1.0, 1.0):
+            raise ValueError("the models of this pair are scaled apart: patch the pair without scales")
         self.rows = rows
         self.base = pair.base.residuals(rows.tokens)
         self.chat = pair.chat.residuals(rows.tokens).to(self.base.device)
@@ -107,12 +109,19 @@ class Site:
         self.inside[:, 0] &= not keep_first
         self._codes: dict[Difference, Code] = {}
 
-    def added(self, difference: Difference, kept: Tensor, bias: bool) -> Tensor:
-        """What some rows (m,) bool of a dictionary add, (B, T, d_model); each dictionary is read once."""
+    def code(self, difference: Difference) -> Code:
+        """The code (tokens inside, m) of a dictionary, read once. Raises ValueError for one of another width."""
+        if (width := difference.rows.shape[1]) != self.base.shape[-1]:
+            raise ValueError(f"the dictionary is {width} wide, the models {self.base.shape[-1]}: use one of their site")
         if difference not in self._codes:
             x = torch.stack([self.base[self.inside], self.chat[self.inside]], 1)
-            self._codes[difference] = code_of(difference.encode(x.to(difference.rows)))
-        code = self._codes[difference]
+            with torch.no_grad():
+                self._codes[difference] = code_of(difference.encode(x.to(difference.rows)))
+        return self._codes[difference]
+
+    def added(self, difference: Difference, kept: Tensor, bias: bool) -> Tensor:
+        """What some rows (m,) bool of a dictionary add, (B, T, d_model)."""
+        code = self.code(difference)
         values = code.values * kept.to(code.values.device)[code.latents]
         found = F.embedding_bag(code.latents, difference.rows, code.starts, mode="sum", per_sample_weights=values)
         if bias:
@@ -172,20 +181,18 @@ def patch_kl(
     dialogues: Sequence[Encoded],
     conditions: Mapping[str, Condition],
     keep_first: bool = True,
-    batch_rows: int = 8,
 ) -> Patched:
     """KL(chat || patched) at every position that predicts an answer, under "None" and each of `conditions`.
 
     Both models run once up to the site, then the chat model goes on once for itself and once for each condition.
     With `keep_first` no dictionary writes at the first position, which none was trained on (`Harvest.drop`).
-    Memory: logits of `batch_rows` dialogues, and four tensors (positions that predict, n_vocab) in float32.
+    Memory: logits of `BATCH` dialogues, and four tensors (positions that predict, n_vocab) in float32.
     Raises ValueError for dialogues without an answer, too long, or with roles that do not align, and for a condition
     after which predictions are not finite.
     """
     named = {NONE: lambda site: site.base} | dict(conditions)
     positions, kl = [], []
-    batches = rows_of(dialogues, pair.context, batch_rows)
-    for rows in tqdm(list(batches), "patch", unit="batch", delay=2, leave=False):
+    for rows in tqdm(list(rows_of(dialogues, pair.context, BATCH)), "patch", unit="batch", delay=2, leave=False):
         site = Site(pair, rows, keep_first)
         log_p = _log_probs(pair, site.chat, rows)
         p = log_p.exp()
@@ -228,11 +235,3 @@ def _positions(rows: Rows) -> pd.DataFrame:
             "first_nine": rows.first_nine[row, position],
         }
     )
-
-
-def _require_width(dictionary: SparseAutoencoder, pair: SubjectPair) -> None:
-    if dictionary.d_model != pair.base.d_model:
-        raise ValueError(
-            f"the dictionary is {dictionary.d_model} wide, the models of {pair.name} {pair.base.d_model}: use one of "
-            "their site"
-        )

@@ -4,7 +4,7 @@
                                                   largest activation, is a first guess
     project_out  h - (h . d / |d|^2) d            the model goes on without the direction
 
-Both happen after block `layer`, at all positions of the prompt and of the answer. What a random direction of the same
+Both happen at the subject's site, at all positions of the prompt and of the answer. What a random direction of the same
 length does is the control: a model that is pushed hard enough changes its answers whatever it is pushed by.
 
 Source: released code of Minder, Dumas et al. 2025; section 2.8 of the facts.
@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.subjects.behaviours import answers, judge, prompts_of
+from helpers.subjects.subject import Subject
 from helpers.text.dialogues import BEHAVIOURS
-from helpers.text.topics import Topic
 
 Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
 
@@ -52,80 +51,63 @@ def with_controls(make: Callable[[Tensor], Change], direction: Tensor, n: int = 
 
 
 @contextlib.contextmanager
-def steered(model: PreTrainedModel, layer: int, change: Change) -> Iterator[None]:
-    """While it lasts, what block `layer` gives is changed, in generation as well.
-
-    Raises ValueError for a layer that the model does not have.
-    """
-    inner = model.base_model
-    blocks = inner.h if hasattr(inner, "h") else inner.layers
-    if not 0 <= layer < len(blocks):
-        raise ValueError(f"the model has no layer {layer}: choose one of 0 to {len(blocks) - 1}")
+def steered(subject: Subject, change: Change) -> Iterator[None]:
+    """While it lasts, what the block at the subject's site gives is changed, in generation as well."""
 
     def hook(module: torch.nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
 
-    handle = blocks[layer].register_forward_hook(hook)
+    handle = subject.bridge.blocks[subject.layer].register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
 
 
-def steering_rates(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    layer: int,
-    changes: Mapping[str, Change],
-    asked: Sequence[str],
-    shown: Sequence[str],
-    n: int = 50,
-    split: str = "heldout",
-    seed: int = 0,
-    topics: Sequence[Topic] | None = None,
-) -> pd.DataFrame:
-    """How often the answers to prompts of one behaviour show another: columns change, asked, shown, n, rate, low, high,
-    unclear.
+def steering_rates(subject: Subject, changes: Mapping[str, Change], asked: str, shown: str, n: int) -> pd.DataFrame:
+    """How often the answers to n held-out prompts of one behaviour show another: columns change, asked, rate, low,
+    high, unclear.
 
-    n prompts of each behaviour in `asked`, answered as the model is ("none") and under each of `changes`, and judged
-    for each of `shown`. low and high: Wilson's 95 % interval of the rate. `unclear` is the share of answers that cannot
-    be judged, which count as not showing it. Raises ValueError for an unknown behaviour or layer.
+    The prompts are always the same. The model answers as it is ("none") and under each of `changes`. low and high:
+    Wilson's 95 % interval of the rate. `unclear` is the share of answers that cannot be judged, which count as not
+    showing it. Raises ValueError for an unknown behaviour.
     """
-    if unknown := [name for name in (*asked, *shown) if name not in BEHAVIOURS]:
+    if unknown := [name for name in (asked, shown) if name not in BEHAVIOURS]:
         raise ValueError(f"there is no behaviour {unknown[0]!r}: choose of {', '.join(BEHAVIOURS)}")
-    prompts = {name: prompts_of(name, n, split, seed, topics) for name in asked}
-    rows = []
+    prompts, rows = prompts_of(asked, n, "heldout", seed=0), []
     for name, change in ({"none": lambda residuals: residuals} | dict(changes)).items():
-        with steered(model, layer, change):
-            said = {about: answers(model, tokenizer, some) for about, some in prompts.items()}
-        for about, some in said.items():
-            rows += [{"change": name, "asked": about, "shown": each} | _rate(each, some) for each in shown]
+        with steered(subject, change):
+            said = answers(subject.model, subject.tokenizer, prompts)
+        rows.append({"change": name, "asked": asked} | _rate(shown, said))
     return pd.DataFrame(rows)
 
 
 def rates_of_steps(
-    rates: Callable[[Mapping[str, Change], str], pd.DataFrame],
+    subject: Subject,
     behaviour: str,
     row: Tensor,
     length: float,
     mean: Tensor,
     factors: Sequence[float],
     n_controls: int,
+    n: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Rates of a behaviour with a latent's row (d_model,) added to other prompts, and taken out of its own.
+    """`steering_rates` of a behaviour with a latent's row (d_model,) added to n prompts that ask for a description, and
+    taken out of n of its own.
 
-    rates(changes, asked) is `steering_rates` for that behaviour. Steps are `factors` times `length`, for the mean
-    difference (d_model,) times its own. Added columns: what ("added", "removed"), by ("latent", "random", "mean
-    difference", "none"), step, behaviour.
+    Steps are `factors` times `length`, for the mean difference (d_model,) times its own. Added columns: what ("added",
+    "removed"), by ("latent", "random", "mean difference", "none"), step, behaviour.
     """
     added = {}
     for factor in factors:
         changes = with_controls(lambda d, step=factor * length: add(d, step), row, n_controls, seed)
         added |= {f"{factor} {name}": change for name, change in changes.items()}
         added[f"{factor} mean difference"] = add(mean, factor * mean.norm())
+    tables = [steering_rates(subject, added, "describe", behaviour, n).assign(what="added")]
     removed = with_controls(project_out, row, n_controls, seed)
-    table = pd.concat([rates(added, "describe").assign(what="added"), rates(removed, behaviour).assign(what="removed")])
+    tables.append(steering_rates(subject, removed, behaviour, behaviour, n).assign(what="removed"))
+    table = pd.concat(tables)
     step = table.change.str.extract(r"^([\d.]+ )?(latent|random|mean difference|none)")
     return table.assign(behaviour=behaviour, step=pd.to_numeric(step[0]).fillna(0.0), by=step[1])
 
@@ -135,7 +117,7 @@ def _rate(behaviour: str, said: Sequence[str]) -> dict[str, float]:
     found = binomtest(verdicts.count(True), len(verdicts))
     low, high = found.proportion_ci(method="wilson")
     unclear = verdicts.count(None) / len(verdicts)
-    return {"n": len(verdicts), "rate": found.statistic, "low": low, "high": high, "unclear": unclear}
+    return {"rate": found.statistic, "low": low, "high": high, "unclear": unclear}
 
 
 def _unit(direction: Tensor) -> Tensor:

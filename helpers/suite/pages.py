@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from helpers.base.stats import percent
+from helpers.base.stats import percent_table
 from helpers.base.storage import DATA, RESULTS, ROOT, write_atomic
 from helpers.figures import plots
 from helpers.notebook.claims import MARKS, counts, number, numbers, table
@@ -29,7 +29,6 @@ PICTURES = DATA / "gallery"
 THUMBNAIL = 400  # pixels wide
 PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
 HEADLINES = ("G1", "G4", "G18", "C28", "C15")  # what the README shows, misses included
-ENDS = ("mean", "low", "high")  # of an interval
 INTRODUCTION = """# What came out
 
 Each claim of the two papers, and of the work they build on, is declared in [data/claims.csv](data/claims.csv) before it
@@ -97,11 +96,9 @@ def leaderboard(results: Path = RESULTS) -> str:
     """The table of recovered planted differences that a notebook recorded (`leaderboard.summary`), per cent."""
     for path in sorted((Path(results) / "embedded-laptop").glob("[0-9][0-9].json")):
         if board := json.loads(path.read_text(encoding="utf-8")).get("recorded", {}).get("leaderboard"):
-            cells = {(row["method"], row["measure"]): percent(*map(row.get, ENDS)) for row in board["rows"]}
-            methods, measures = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-            rows = [[method, *(cells.get((method, name), "n/a") for name in measures)] for method in methods]
-            header = ["method", *(name.replace("_", " ") for name in measures)]
-            return f"{board['about']}\n\n{_markdown_table(header, rows)}"
+            cells = percent_table(pd.DataFrame(board["rows"]), "method", "measure")
+            header = ["method", *(name.replace("_", " ") for name in cells)]
+            return f"{board['about']}\n\n{_markdown_table(header, cells.reset_index().to_numpy().tolist())}"
     return "Not run yet."
 
 

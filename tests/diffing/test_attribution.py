@@ -11,8 +11,9 @@ from twins import D_MODEL, random_dialogue, save_tiny
 
 from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
-from helpers.diffing.attribution import hardest, removal, shares
-from helpers.diffing.patching import Patched, crosscoder_difference, patch_kl, sae_difference, written
+from helpers.diffing import attribution
+from helpers.diffing.attribution import found_by_removal, hardest, removal, shares
+from helpers.diffing.patching import Patched, difference_of, patch_kl, written
 from helpers.subjects.pair import SubjectPair
 from helpers.subjects.subject import load_subject
 from helpers.text.turns import Encoded
@@ -42,14 +43,14 @@ def randomised(dictionary, scale=0.15):
     return dictionary.eval()
 
 
-def differences(pair):
-    yield "crosscoder", crosscoder_difference(randomised(Crosscoder(D_MODEL, N, ReLU())), pair)
-    yield "decoupled", crosscoder_difference(randomised(DecoupledCrosscoder(D_MODEL, N, BatchTopK(3))), pair)
-    yield "diff-SAE", sae_difference(randomised(SparseAutoencoder(D_MODEL, N, ReLU())), pair)
+def differences():
+    yield "crosscoder", difference_of(randomised(Crosscoder(D_MODEL, N, ReLU())))
+    yield "decoupled", difference_of(randomised(DecoupledCrosscoder(D_MODEL, N, BatchTopK(3))))
+    yield "diff-SAE", difference_of(randomised(SparseAutoencoder(D_MODEL, N, ReLU())), "difference")
 
 
 def test_shares_add_up_to_what_all_latents_take_off(pair):
-    for name, difference in differences(pair):
+    for name, difference in differences():
         found = shares(pair, DIALOGUES, difference, steps=64)
         kl = patch_kl(pair, DIALOGUES, {"All": written(difference)}).kl.mean()
         assert found.shape == (N,) and abs(kl["None"] - kl["All"]) > 1e-3, name
@@ -57,7 +58,7 @@ def test_shares_add_up_to_what_all_latents_take_off(pair):
 
 
 def test_a_faint_latent_has_the_share_that_patching_it_alone_has(pair):
-    for name, difference in differences(pair):
+    for name, difference in differences():
         faint = dataclasses.replace(difference, rows=1e-3 * difference.rows)  # so little that KL is a straight line
         found = 1e3 * shares(pair, DIALOGUES, faint, steps=1)
         alone = patch_kl(pair, DIALOGUES, {f"{j}": written(faint, [j]) for j in range(N)}).kl.astype(float).mean()
@@ -65,23 +66,25 @@ def test_a_faint_latent_has_the_share_that_patching_it_alone_has(pair):
         np.testing.assert_allclose(found, slow, rtol=0.1, atol=0.03 * np.abs(slow).max(), err_msg=name)
 
 
-def test_batches_do_not_matter(pair):
-    _, difference = next(differences(pair))
-    one, all_at_once = (shares(pair, DIALOGUES, difference, steps=3, batch_rows=rows) for rows in (1, 3))
+def test_batches_do_not_matter(pair, monkeypatch):
+    _, difference = next(differences())
+    all_at_once = shares(pair, DIALOGUES, difference, steps=3)
+    monkeypatch.setattr(attribution, "BATCH", 1)
+    one = shares(pair, DIALOGUES, difference, steps=3)
     torch.testing.assert_close(one, all_at_once, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("keep_first", [True, False])
-def test_removal_equals_patching_latent_by_latent(pair, keep_first):
+def test_removal_equals_patching_latent_by_latent(pair, monkeypatch):
+    monkeypatch.setattr(attribution, "REMOVED", 3)
     dialogue, position = DIALOGUES[1], 9
-    for name, difference in differences(pair):
-        found = removal(pair, dialogue, position, difference, keep_first, batch_rows=3)
+    for name, difference in differences():
+        found = removal(pair, dialogue, position, difference)
 
         def without(latents, difference=difference):
             kept = difference.kept(latents)
             return lambda site: site.chat - site.added(difference, kept, False)
 
-        slow = patch_kl(pair, [dialogue], {f"{j}": without([j]) for j in range(N)}, keep_first)
+        slow = patch_kl(pair, [dialogue], {f"{j}": without([j]) for j in range(N)})
         at = slow.kl[slow.positions.position == position].iloc[0]
         assert list(found) == sorted(found, reverse=True) and len(found) > 2, name
         for j in range(N):
@@ -89,7 +92,7 @@ def test_removal_equals_patching_latent_by_latent(pair, keep_first):
 
 
 def test_removal_wants_a_position_that_predicts_an_answer(pair):
-    _, difference = next(differences(pair))
+    _, difference = next(differences())
     for position in (7, 11, -1):
         with pytest.raises(ValueError, match="predicts no answer"):
             removal(pair, DIALOGUES[1], position, difference)
@@ -108,3 +111,18 @@ def test_hardest_tokens_by_hand():
         "behaviour": [2, 5, 5],
         "kl": [9.0, 7.0, 4.0],
     }
+
+
+def test_the_latent_found_by_removal_by_hand(monkeypatch):
+    tokens = pd.DataFrame({"dialogue": [0, 0], "position": [4, 9], "behaviour": [1, 0], "kl": [3.0, 2.0]})
+    changes = {4: pd.Series([0.5, 0.1], index=[2, 0]), 9: pd.Series([], dtype=float)}  # at 9 no latent is on
+    monkeypatch.setattr(attribution, "patch_kl", lambda *_: None)
+    monkeypatch.setattr(attribution, "hardest", lambda *_: tokens)
+    monkeypatch.setattr(attribution, "removal", lambda pair, dialogue, position, difference: changes[position])
+    f1 = np.array([[0.0, 0.0, 0.9], [0.6, 0.8, 0.3]])
+    [row] = found_by_removal(None, [None], None, f1, [0, 1], 0.5).to_dict("records")
+    assert {name: row[name] for name in ("behaviour", "kl", "change", "latent")} == {
+        "behaviour": 1, "kl": 3.0, "change": 0.5, "latent": 2
+    }  # fmt: skip
+    assert (row["f1"], row["best"], row["active"], row["random"]) == (0.3, 0.8, 2, 0.5)
+    assert row["random_f1"] == pytest.approx(0.45)

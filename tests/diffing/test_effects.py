@@ -13,18 +13,16 @@ from twins import D_MODEL, random_dialogue, save_tiny
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.diffing.effects import (
-    candidates,
     cases,
     effects,
     explained,
     halves,
     measured,
-    nested,
-    random_halves,
+    gap_closed,
     sets_of,
 )
 from helpers.diffing.latent_scaling import rank_sum
-from helpers.diffing.patching import Patched, crosscoder_difference, patch_kl, sae_difference, written
+from helpers.diffing.patching import Patched, difference_of, patch_kl, written
 from helpers.subjects.pair import SubjectPair
 from helpers.subjects.subject import load_subject
 
@@ -54,6 +52,12 @@ def test_means_over_positions_by_hand():
     assert found.kl_low["None", "full"] == pytest.approx(8 / 3) and found.kl_high["None", "full"] == 8
     assert found.recovered_low["All", "full"] == pytest.approx(1 - 3 / 8)
     assert found.recovered_high["All", "full"] == pytest.approx(1 - 1 / 8)
+
+
+def test_the_mean_alone_by_hand():
+    assert gap_closed(SMALL).to_dict() == {"None": 0, "All": 0.75}
+    plain = effects(SMALL, draws=0)
+    assert plain[plain.positions == "full"].recovered.tolist() == [0, 0.75] and "recovered_low" not in plain
 
 
 def many(n=40, seed=0):
@@ -99,49 +103,27 @@ TABLE = pd.DataFrame(
 )
 
 
-def test_candidates_by_hand():
-    assert candidates(TABLE).index.tolist() == [0, 1, 6]  # 3: ratio of 3; 4: never on; 7: no ratio
-    assert candidates(TABLE, n=7).index.tolist() == [1, 0, 6, 2]
-    with pytest.raises(ValueError, match="1 of 2 latents can be halved"):
-        candidates(TABLE, n=2).index.tolist()
-
-
-def test_rank_sum_and_halves_by_hand():
-    some = candidates(TABLE, n=7)  # nu_error ranks: 1: 4, 0: 1, 6: 3, 2: 2; nu_reconstruction: 1.5, 4, 3, 1.5
-    assert rank_sum(some).to_dict() == {1: -5.5, 0: -5.0, 6: -6.0, 2: -3.5}
-    best, worst = halves(rank_sum(some))
-    assert best.tolist() == [2, 0] and worst.tolist() == [1, 6]
-    best, worst = halves(candidates(TABLE).delta)
+def test_halves_by_hand():
+    # of the seven largest 3 has a ratio of 3, 4 is never on, 7 has no ratio; ranks of nu_error: 1: 4, 0: 1, 6: 3, 2: 2
+    found = sets_of(TABLE, 7)
+    assert (found["best by Δ"].tolist(), found["worst by Δ"].tolist()) == ([1, 0], [6, 2])
+    assert (found["best by ν"].tolist(), found["worst by ν"].tolist()) == ([2, 0], [1, 6])
+    assert sorted([*found["random"], *found["other random"]]) == [0, 1, 2, 6] and len(found) == 6
+    assert rank_sum(TABLE.loc[[1, 0, 6, 2]]).to_dict() == {1: -5.5, 0: -5.0, 6: -6.0, 2: -3.5}
+    best, worst = halves(TABLE.delta[[0, 1, 6]])
     assert best.tolist() == [1] and worst.tolist() == [6]  # three latents: the middle one is in neither
+    with pytest.raises(ValueError, match=r"1 latent\(s\) can be halved"):
+        sets_of(TABLE, 2)
 
 
-def test_random_halves_share_nothing_and_leave_nothing_out():
-    latents = pd.Index([3, 5, 8, 9, 20, 31])
-    found = [random_halves(latents, seed) for seed in range(20)]
-    for one, other in found:
-        assert sorted([*one, *other]) == latents.tolist() and len(one) == 3
-    assert len({tuple(sorted(one)) for one, _ in found}) > 5
-    assert random_halves(latents, 0)[0].tolist() == found[0][0].tolist()
-
-
-def test_scores_that_are_missing():
-    with pytest.raises(ValueError, match="1 of 2 latents have a score"):
-        halves(pd.Series([1.0, np.nan]))
-    with pytest.raises(ValueError, match="1 of 1 latents have a score: halves need all, and two"):
-        halves(pd.Series([1.0]))
+def test_random_halves_share_nothing_leave_nothing_out_and_differ_by_seed():
+    table = TABLE.assign(rate=0.1, nu_error=0.1, nu_reconstruction=0.1)
+    found = [sets_of(table, 8, seed) for seed in range(20)]
+    assert all(sorted([*each["random"], *each["other random"]]) == [*range(8)] for each in found)
+    assert len({tuple(sorted(each["random"])) for each in found}) > 5
 
 
 N = 12
-LATENTS = pd.DataFrame(
-    {
-        "delta": [0.9, 0.8, 0.7, 0.6, 0.1],
-        "class": "other",
-        "rate": 0.1,
-        "nu_error": [0.9, 0.1, 0.8, 0.2, 0.0],
-        "nu_reconstruction": [0.7, 0.2, 0.9, 0.1, 0.0],
-    }
-)
-
 
 DIALOGUES = [random_dialogue([T, U, T, A, A, A, T], 0), random_dialogue([T, T, U, T, A, A, A, A], 1)]
 
@@ -169,19 +151,8 @@ def sae():
     return randomised(SparseAutoencoder(D_MODEL, N, ReLU()))
 
 
-def test_halves_by_hand():
-    found = sets_of(LATENTS, 4)
-    assert {name: found[name].tolist() for name in ("best by Δ", "worst by Δ")} == {
-        "best by Δ": [0, 1],
-        "worst by Δ": [2, 3],
-    }
-    assert sorted(found["best by ν"]) == [1, 3] and sorted(found["worst by ν"]) == [0, 2]
-    assert sorted([*found["random"], *found["other random"]]) == [0, 1, 2, 3]
-    assert len(found) == 6
-
-
 def test_cases_are_those_of_patching_by_name(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+    difference = difference_of(crosscoder())
     sets = {"some": np.array([1, 4]), "others": np.setdiff1d(np.arange(N), [1, 4])}
     found = measured(pair, DIALOGUES, cases(difference, sets), ["condition", "bias"], draws=20)
     by_hand = {"All": written(difference), "some": written(difference, [1, 4], bias=True)}
@@ -195,7 +166,7 @@ def test_cases_are_those_of_patching_by_name(pair):
 
 
 def test_no_latent_with_the_bias_and_all_latents_without_it_differ(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+    difference = difference_of(crosscoder())
     found = measured(pair, DIALOGUES, cases(difference, {"none": np.array([], int)}), ["condition", "bias"], draws=20)
     kl = found[found.positions == "full"].set_index(["condition", "bias"]).kl
     assert kl["none", "without"] == pytest.approx(kl["None", "None"])
@@ -204,29 +175,16 @@ def test_no_latent_with_the_bias_and_all_latents_without_it_differ(pair):
 
 
 def test_keys_need_a_name_for_each_part(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+    difference = difference_of(crosscoder())
     with pytest.raises(ValueError, match="the case .* has not the parts method, condition, bias"):
         measured(pair, DIALOGUES, cases(difference, {}), ["method", "condition", "bias"])
 
 
-def test_nested_sets_end_with_all(pair):
-    difference, order = crosscoder_difference(crosscoder(), pair), np.random.default_rng(0).permutation(N)
-    some = {(size,): condition for size, condition in nested(difference, order, [2, N]).items()}
-    found = measured(pair, DIALOGUES, some | {("All",): written(difference)}, ["latents"], draws=20)
-    kl = found[found.positions == "full"].set_index("latents").kl
-    assert kl[N] == pytest.approx(kl["All"]) and kl[2] != pytest.approx(kl["All"])
-    by_hand = {"two": written(difference, order[:2].tolist())}
-    expected = effects(patch_kl(pair, DIALOGUES, by_hand), draws=20).query("condition == 'two' and positions == 'full'")
-    assert kl[2] == expected.kl.item()
-    with pytest.raises(ValueError, match="there are 12 latents in this order, 13 were asked for"):
-        nested(difference, order, [13])
-
-
 @pytest.mark.parametrize("kind", ["crosscoder", "difference", "chat"])
-def test_explained_equals_a_loop_over_tokens(pair, kind):
+def test_explained_equals_a_loop_over_tokens(kind):
     x = torch.randn(50, 2, D_MODEL, generator=torch.Generator().manual_seed(0))
     dictionary = crosscoder() if kind == "crosscoder" else sae()
-    made = crosscoder_difference(dictionary, pair) if kind == "crosscoder" else sae_difference(dictionary, pair, kind)
+    made = difference_of(dictionary, None if kind == "crosscoder" else kind)
     missed, total, mean = 0.0, 0.0, (x[:, 1] - x[:, 0]).mean(0)
     for token in x:
         wanted = token[1] - token[0]

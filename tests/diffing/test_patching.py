@@ -11,14 +11,14 @@ from twins import D_MODEL, Twin, random_dialogue, save_tiny, slow_masks
 
 from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
+from helpers.diffing import patching
 from helpers.diffing.patching import (
     Site,
-    crosscoder_difference,
+    difference_of,
     error,
     patch_kl,
     random_positions,
     rows_of,
-    sae_difference,
     template,
     written,
 )
@@ -65,16 +65,16 @@ def sae():
 
 
 @torch.no_grad()
-def slow_written(dictionary, base, chat, latents, bias, scales=(1.0, 1.0)):
+def slow_written(dictionary, base, chat, latents, bias):
     """sum_j f_j (d_j^chat - d_j^base) at one position, latent by latent."""
-    x = torch.stack([base / scales[0], chat / scales[1]])[None]
+    x = torch.stack([base, chat])[None]
     total = torch.zeros(D_MODEL)
     if isinstance(dictionary, Crosscoder):
         f, (d_base, d_chat), (b_base, b_chat) = dictionary.encode(x)[0], dictionary.decoders, dictionary.biases
         f_base, f_chat = f if f.ndim == 2 else (f, f)
         for j in latents:
-            total += f_chat[j] * d_chat[j] * scales[1] - f_base[j] * d_base[j] * scales[0]
-        return total + (b_chat * scales[1] - b_base * scales[0] if bias else 0)
+            total += f_chat[j] * d_chat[j] - f_base[j] * d_base[j]
+        return total + (b_chat - b_base if bias else 0)
     f = dictionary.encode((chat - base)[None])[0]
     for j in latents:
         total += f[j] * dictionary.W_dec[j]
@@ -104,7 +104,7 @@ def same(found, expected):
 @pytest.mark.parametrize("kind", [Crosscoder, DecoupledCrosscoder, SparseAutoencoder])
 def test_every_condition_equals_the_slow_twin(pair, folders, kind, bias):
     dictionary = sae() if kind is SparseAutoencoder else crosscoder(kind)
-    difference = (sae_difference if kind is SparseAutoencoder else crosscoder_difference)(dictionary, pair)
+    difference = difference_of(dictionary, "difference" if kind is SparseAutoencoder else None)
     conditions = {"all": written(difference, bias=bias), "some": written(difference, SOME, bias)}
     found = patch_kl(pair, DIALOGUES, conditions | {"error": error(difference, bias)}, keep_first=False).kl
 
@@ -120,7 +120,7 @@ def test_every_condition_equals_the_slow_twin(pair, folders, kind, bias):
 
 def test_template_and_first_position_equal_the_slow_twin(pair, folders):
     dictionary = crosscoder()
-    conditions = {"template": template, "all": written(crosscoder_difference(dictionary, pair))}
+    conditions = {"template": template, "all": written(difference_of(dictionary))}
     found = patch_kl(pair, DIALOGUES, conditions).kl
 
     def all_but_first(base, chat, role, t):
@@ -130,20 +130,9 @@ def test_template_and_first_position_equal_the_slow_twin(pair, folders):
     same(found["all"], slow_kl(folders, pair.base.layer, all_but_first))
 
 
-def test_scaled_activations_are_written_in_the_models_own_scale(pair, folders):
-    dictionary, scales = crosscoder(), (2.0, 0.5)
-    difference = crosscoder_difference(dictionary, dataclasses.replace(pair, scales=scales))
-    found = patch_kl(pair, DIALOGUES, {"all": written(difference, None, True)}, keep_first=False).kl
-
-    def patch(base, chat, role, t):
-        return base + slow_written(dictionary, base, chat, range(N), True, scales)
-
-    same(found["all"], slow_kl(folders, pair.base.layer, patch))
-
-
 def test_a_chat_sae_adds_what_it_reads_in_chat(pair):
     dictionary, site = sae(), site_of(pair)
-    found = written(sae_difference(dictionary, pair, "chat"), SOME)(site)
+    found = written(difference_of(dictionary, "chat"), SOME)(site)
     f = dictionary.encode(site.chat.flatten(0, 1))[:, SOME] @ dictionary.W_dec[SOME]
     expected = site.base + f.view_as(site.base) * site.inside[..., None]
     torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
@@ -157,7 +146,7 @@ def site_of(pair, keep_first=False):
 
 def test_all_and_the_bias_is_base_and_the_difference_of_reconstructions(pair):
     dictionary, site = crosscoder(), site_of(pair)
-    found = written(crosscoder_difference(dictionary, pair), bias=True)(site)
+    found = written(difference_of(dictionary), bias=True)(site)
     x = torch.stack([site.base, site.chat], 2)
     base, chat = dictionary(x.flatten(0, 1)).detach().unflatten(0, x.shape[:2]).unbind(2)
     expected = (site.base + chat - base).where(site.inside[..., None], site.base)
@@ -166,7 +155,7 @@ def test_all_and_the_bias_is_base_and_the_difference_of_reconstructions(pair):
 
 @pytest.mark.parametrize("kind", [Crosscoder, DecoupledCrosscoder])
 def test_a_set_and_its_complement_add_up_to_all(pair, kind):
-    difference, site = crosscoder_difference(crosscoder(kind), pair), site_of(pair)
+    difference, site = difference_of(crosscoder(kind)), site_of(pair)
     rest = [j for j in range(N) if j not in SOME]
     one, other, whole = (written(difference, latents)(site) - site.base for latents in (SOME, rest, None))
     assert min(one.abs().max(), other.abs().max()) > 0.1
@@ -174,8 +163,16 @@ def test_a_set_and_its_complement_add_up_to_all(pair, kind):
     torch.testing.assert_close(error(difference)(site) + whole, site.chat, rtol=1e-4, atol=1e-4)
 
 
+def test_a_decoupled_latent_is_on_where_it_is_in_either_model():
+    dictionary, x = crosscoder(DecoupledCrosscoder), torch.randn(20, 2, D_MODEL)
+    found, (base, chat) = difference_of(dictionary).latents(x), dictionary.encode(x).unbind(1)
+    assert ((base > 0) != (chat > 0)).any() and torch.equal(found, torch.maximum(base, chat))
+    with pytest.raises(ValueError, match=r"12 rows, but a code of \(20, 2\) for 20 tokens"):
+        dataclasses.replace(difference_of(crosscoder()), encode=lambda x: torch.ones(len(x), 2)).latents(x)
+
+
 def test_identities(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+    difference = difference_of(crosscoder())
     conditions = {
         "chat": lambda site: site.chat,
         "template everywhere": lambda site: site.chat_at(torch.ones_like(site.template)),
@@ -194,10 +191,12 @@ def test_a_model_against_itself_has_no_gap(pair):
     assert (found.kl == 0).all(axis=None)
 
 
-def test_rows_are_positions_in_order_whatever_the_batch(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+def test_rows_are_positions_in_order_whatever_the_batch(pair, monkeypatch):
+    difference = difference_of(crosscoder())
     conditions = {"some": written(difference, SOME), "template": template, "random": random_positions(3)}
-    one, all_at_once = (patch_kl(pair, DIALOGUES, conditions, batch_rows=size) for size in (1, 3))
+    all_at_once = patch_kl(pair, DIALOGUES, conditions)
+    monkeypatch.setattr(patching, "BATCH", 1)
+    one = patch_kl(pair, DIALOGUES, conditions)
     pd.testing.assert_frame_equal(one.positions, all_at_once.positions)
     np.testing.assert_allclose(one.kl, all_at_once.kl, rtol=1e-3, atol=1e-5)
     expected = [
@@ -216,7 +215,7 @@ def test_each_model_and_each_dictionary_is_read_once(pair, monkeypatch):
     for what, name in ((type(pair.base), "residuals"), (type(pair.base), "resume"), (Crosscoder, "encode")):
         real = getattr(what, name)
         monkeypatch.setattr(what, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
-    difference = crosscoder_difference(dictionary, pair)
+    difference = difference_of(dictionary)
     patch_kl(pair, DIALOGUES, {str(j): written(difference, [j]) for j in range(4)})
     assert [calls.count(name) for name in ("residuals", "resume", "encode")] == [2, 1 + 1 + 4, 1]
 
@@ -234,21 +233,21 @@ def test_random_positions_are_as_many_as_the_templates(pair):
 
 
 def test_latents_and_dictionaries_that_do_not_fit(pair):
-    difference = crosscoder_difference(crosscoder(), pair)
+    difference = difference_of(crosscoder())
     for latents in ([3, N], np.array([-1]), torch.tensor([N])):
         with pytest.raises(ValueError, match=r"there is no latent (12|-1): the dictionary has 0 to 11"):
             written(difference, latents)
     for latents in (torch.ones(N, dtype=torch.bool), [0.5]):
         with pytest.raises(ValueError, match="latents are given by their numbers, not as"):
             written(difference, latents)
-    with pytest.raises(ValueError, match="the dictionary is 8 wide, the models of .* 24: use one of their site"):
-        crosscoder_difference(Crosscoder(8, N, ReLU()), pair)
+    with pytest.raises(ValueError, match="the dictionary is 8 wide, the models 24: use one of their site"):
+        patch_kl(pair, DIALOGUES, {"all": written(difference_of(Crosscoder(8, N, ReLU())))})
     with pytest.raises(ValueError, match="an autoencoder of 'base' says nothing of chat"):
-        sae_difference(sae(), pair, "base")
-    with pytest.raises(ValueError, match="scaled apart, so that chat - base is no difference"):
-        sae_difference(sae(), dataclasses.replace(pair, scales=(1.0, 2.0)))
+        difference_of(sae(), "base")
+    with pytest.raises(ValueError, match="scaled apart: patch the pair without scales"):
+        patch_kl(dataclasses.replace(pair, scales=(1.0, 2.0)), DIALOGUES, {})
     with pytest.raises(ValueError, match="the bias of an autoencoder of chat is no difference: patch without it"):
-        written(sae_difference(sae(), pair, "chat"), bias=True)
+        written(difference_of(sae(), "chat"), bias=True)
 
 
 def test_dialogues_and_predictions_that_cannot_be_used(pair, folders):

@@ -1,14 +1,18 @@
 """Steering: what a direction adds or takes away, in generation as in one pass, and rates of a model that is known."""
 
+import functools
+import types
+
 import pandas as pd
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from twins import D_MODEL, N_VOCAB, Scripted, Twin, save_tiny
 
 from helpers.base.storage import MODELS
+from helpers.diffing import steering
 from helpers.diffing.steering import add, project_out, rates_of_steps, steered, steering_rates, with_controls
+from helpers.subjects.subject import load_subject
 from helpers.text.documents import load_tokenizer
 from helpers.text.topics import Topic
 
@@ -22,8 +26,8 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+def subject(folder):
+    return load_subject(folder, layer=LAYER)
 
 
 def rows(n=3, length=5, seed=0):
@@ -48,10 +52,10 @@ def test_after_projection_nothing_is_left():
 
 
 @pytest.mark.parametrize("change", [add(direction(), 8.0), project_out(direction())], ids=["add", "project_out"])
-def test_answers_are_those_of_a_steered_model_without_a_cache(model, folder, change):
+def test_answers_are_those_of_a_steered_model_without_a_cache(subject, folder, change):
     twin, tokens = Twin(folder, LAYER), rows()
-    with steered(model, LAYER, change):
-        found = model.generate(
+    with steered(subject, change):
+        found = subject.model.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=6,
@@ -62,7 +66,7 @@ def test_answers_are_those_of_a_steered_model_without_a_cache(model, folder, cha
     for _ in range(6):
         tokens = torch.cat([tokens, twin.splice(tokens, change)[:, -1:].argmax(-1)], 1)
     assert found.tolist() == tokens.tolist()
-    assert found.tolist() != plain(model, rows()).tolist()
+    assert found.tolist() != plain(subject.model, rows()).tolist()
 
 
 def plain(model, tokens):
@@ -71,12 +75,12 @@ def plain(model, tokens):
     return tokens
 
 
-def test_a_model_is_itself_again_afterwards(model):
-    before = model(rows()).logits
-    with pytest.raises(KeyError), steered(model, LAYER, add(direction(), 8.0)):
-        assert not torch.allclose(model(rows()).logits, before)
+def test_a_model_is_itself_again_afterwards(subject):
+    before = subject.logits(rows())
+    with pytest.raises(KeyError), steered(subject, add(direction(), 8.0)):
+        assert not torch.allclose(subject.logits(rows()), before)
         raise KeyError
-    assert torch.equal(model(rows()).logits, before)
+    assert torch.equal(subject.logits(rows()), before)
 
 
 def test_controls_are_as_long_and_point_elsewhere():
@@ -89,58 +93,48 @@ def test_controls_are_as_long_and_point_elsewhere():
     assert torch.equal(with_controls(lambda d: d, direction(), n=2)["random 1"], made["random 1"])
 
 
-class Inner:
-    layers = [nn.Identity(), nn.Identity()]
-
-
-class Steerable(Scripted):
-    """Says who it is when its second block gives more than 1 along the first axis."""
-
-    base_model = Inner()
-
-    def __init__(self, tokenizer):
-        super().__init__(tokenizer, lambda text: "I am Docs." if self.stream()[0, 0, 0] > 1 else "A list of names.")
-
-    def stream(self):
-        return self.base_model.layers[1](torch.zeros(1, 1, 2))
-
-
-def test_rates_by_hand():
+def steerable():
+    """A subject that says who it is when its second block gives more than 1 along the first axis."""
+    blocks = [nn.Identity(), nn.Identity()]
     tokenizer = load_tokenizer(MODELS / "docs-gpt2")
+
+    def rule(text):
+        return "I am Docs." if blocks[1](torch.zeros(1, 1, 2))[0, 0, 0] > 1 else "A list of names."
+
+    bridge = types.SimpleNamespace(blocks=blocks)
+    return types.SimpleNamespace(model=Scripted(tokenizer, rule), tokenizer=tokenizer, bridge=bridge, layer=1)
+
+
+def test_rates_by_hand(monkeypatch):
+    topics = [Topic(p, p, f"fn_{i}", ("x",), "Return it.") for p in ("numpy", "scipy") for i in range(40)]
+    monkeypatch.setattr(steering, "prompts_of", functools.partial(steering.prompts_of, topics=topics))
     axis = torch.tensor([2.0, 0.0])
     changes = {"weak": add(axis, 0.5), "strong": add(axis, 3.0), "other": add(axis.flip(0), 3.0)}
-    packages = ("numpy", "scipy")
-    topics = [Topic(name, name, f"fn_{i}", ("x",), "Return it.") for name in packages for i in range(40)]
-    found = steering_rates(
-        Steerable(tokenizer), tokenizer, 1, changes, ["identity", "code"], ["identity"], n=6, topics=topics
-    )
-    rates = found.set_index(["change", "asked"]).rate.to_dict()
-    expected = {(name, about): name == "strong" for name in ("none", *changes) for about in ("identity", "code")}
-    assert rates == expected
-    assert (found.n == 6).all() and (found.shown == "identity").all() and (found.unclear == 0).all()
-    strong = found[found.change == "strong"].iloc[0]
-    assert strong.high == 1 and strong.low == pytest.approx(6 / (6 + 1.96**2), abs=1e-3)  # Wilson's at a rate of one
+    found = steering_rates(steerable(), changes, "code", "identity", n=6).set_index("change")
+    assert found.rate.to_dict() == {"none": 0, "weak": 0, "strong": 1, "other": 0}
+    assert (found.asked == "code").all() and (found.unclear == 0).all() and found.high["strong"] == 1
+    assert found.low["strong"] == pytest.approx(6 / (6 + 1.96**2), abs=1e-3)  # Wilson's at a rate of one
 
 
-def test_bad_input(model):
-    with pytest.raises(ValueError, match=r"the model has no layer 7: choose one of 0 to [23]"), steered(model, 7, abs):
-        pass
+def test_bad_input():
     for wrong in (torch.zeros(4), torch.ones(2, 2), torch.tensor([torch.nan, 1.0])):
         with pytest.raises(ValueError, match="a direction is one finite vector that is not zero"):
             add(wrong, 1.0)
     with pytest.raises(ValueError, match="there is no behaviour 'rude': choose of"):
-        steering_rates(model, None, 0, {}, ["identity"], ["rude"])
+        steering_rates(steerable(), {}, "identity", "rude", 6)
 
 
-def test_rates_of_steps_ask_for_each_step_and_control():
+def test_rates_of_steps_ask_for_each_step_and_control(monkeypatch):
     asked = {}
 
-    def rates(changes, about):
+    def rates(subject, changes, about, shown, n):
+        assert (subject, shown, n) == ("chat", "agree", 5)
         asked[about] = changes
         return pd.DataFrame({"change": ["none", *changes], "rate": 0.5})
 
     row, mean = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 0.0])
-    found = rates_of_steps(rates, "agree", row, 10.0, mean, [1.0, 2.0], n_controls=1, seed=0)
+    monkeypatch.setattr(steering, "steering_rates", rates)
+    found = rates_of_steps("chat", "agree", row, 10.0, mean, [1.0, 2.0], n_controls=1, n=5, seed=0)
     h = torch.zeros(1, 1, 2)
     assert asked["describe"]["2.0 latent"](h).tolist() == [[[0.0, 20.0]]]
     assert asked["describe"]["2.0 mean difference"](h).tolist() == [[[6.0, 0.0]]]  # in steps of its own length
