@@ -16,9 +16,9 @@ from helpers.diffing.effects import (
     cases,
     effects,
     explained,
+    gap_closed,
     halves,
     measured,
-    gap_closed,
     sets_of,
 )
 from helpers.diffing.latent_scaling import rank_sum
