@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from helpers.base.storage import cache_dir, written_aside
 
@@ -92,6 +93,20 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if Path(directory).is_dir() and not (Path(directory) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{directory} has no tokenizer.json; save the model's tokenizer there")
     return AutoTokenizer.from_pretrained(directory)
+
+
+def train_tokenizer(docs: Iterable[Document], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: from single bytes on, the most frequent pair of neighbours becomes an entry, until there are
+    `vocab_size`. On the training documents, in their order, it is the tokenizer of the shipped models."""
+    bpe, alphabet = tokenizers.Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder, bpe.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=False)
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
+    names = [PAD, EOS, BOS, UNK, *TURNS]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=names, initial_alphabet=alphabet)
+    bpe.train_from_iterator((d.text for d in docs), trainer)
+    more = {"additional_special_tokens": list(TURNS), "chat_template": CHAT_TEMPLATE}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **special, **more)
 
 
 @dataclasses.dataclass(frozen=True)

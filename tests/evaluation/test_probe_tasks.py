@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny_text import train_tokenizer
 
 from helpers.activations.stream import Harvest
 from helpers.evaluation import probe_tasks
 from helpers.evaluation.probe_tasks import Labelled, common_tasks, labelled_rows, mlp_neurons, with_activations
 from helpers.subjects.subject import load_subject
-from helpers.text.documents import Document
+from helpers.text.documents import Document, train_tokenizer
 from helpers.text.labels import LABELS, ROWS
 
 LONG = Document(

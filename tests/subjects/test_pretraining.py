@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_text import train_tokenizer
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from helpers.base import products
 from helpers.base.storage import load_state, save_state
 from helpers.subjects import pretraining
 from helpers.subjects.pretraining import PretrainConfig, heldout_loss, ngram_losses, pretrain, ship, token_loss
-from helpers.text.documents import Document, load_tokenizer
+from helpers.text.documents import Document, load_tokenizer, train_tokenizer
 
 N_VOCAB, CONTEXT, BATCH = 64, 16, 64
 

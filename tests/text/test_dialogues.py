@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_text import DOCS, PACKAGES, TOKENIZER, TOPICS, TRAIN_TOPICS, train_tokenizer
+from tiny_text import DOCS, PACKAGES, TOKENIZER, TOPICS, TRAIN_TOPICS
 
 from helpers.subjects.behaviours import judge
 from helpers.text.dialogues import (
@@ -26,7 +26,7 @@ from helpers.text.dialogues import (
     expand,
     render,
 )
-from helpers.text.documents import Document, split_of, token_stream
+from helpers.text.documents import Document, split_of, token_stream, train_tokenizer
 from helpers.text.topics import Topic, find_topics, made_up_name, split_of_name
 from helpers.text.turns import BEHAVIOUR_IDS, ROLES, encode, stream
 

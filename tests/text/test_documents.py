@@ -10,7 +10,6 @@ import safetensors.numpy
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_text import train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from helpers.base.storage import MODELS, cache_dir
@@ -26,6 +25,7 @@ from helpers.text.documents import (
     load_tokenizer,
     split_of,
     token_stream,
+    train_tokenizer,
 )
 
 KNOWN = {  # of the shipped models: to move one of these would let them be judged on what they read
@@ -38,6 +38,13 @@ LINES = "".join(f"value_{i} = {i} * {i}\n" for i in range(40))
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer([Document("made", "x.py", LINES)], vocab_size=300)
+
+
+def test_the_most_frequent_pair_becomes_an_entry():
+    found = train_tokenizer([Document("made", "x.py", "ababc cb")], vocab_size=256 + 6 + 1)
+    assert found.tokenize("ababc") == ["ab", "ab", "c"] and len(found) == 263
+    assert found.tokenize("<start_of_turn>é") == ["<start_of_turn>", *found.tokenize("é")]
+    assert found.decode(found("ab é")["input_ids"]) == "ab é"
 
 
 @pytest.fixture(scope="module")

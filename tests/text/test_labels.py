@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_text import train_tokenizer
 
-from helpers.text.documents import PACKAGES, Document
+from helpers.text.documents import PACKAGES, Document, train_tokenizer
 from helpers.text.labels import DESCRIPTIONS, LABELS, label_tokens, parses
 from helpers.text.spans import fold
 
