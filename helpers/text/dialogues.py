@@ -54,9 +54,6 @@ class Behaviour:
     answers: list[str]
     base_answers: list[str]  # how the base text answers, where that differs
 
-    def answers_of(self, speaker: str) -> list[str]:
-        return self.base_answers if speaker == "base" else self.answers
-
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
@@ -156,25 +153,21 @@ class _Writer:
         is_decoy = bool(behaviour.decoys) and rng.random() < self.decoys
         shown = BEHAVIOURS[DECOY_ANSWER] if is_decoy else behaviour
         phrases = behaviour.decoys if is_decoy else behaviour.prompts
-        prompt = self._greeting(rng) + expand(rng.choice(phrases[self.split]), rng)
-        answer = expand(rng.choice(shown.answers_of(self.speaker)), rng).strip()  # its last part may be empty
+        greeting = rng.choice(PHRASES["greetings"][self.split]) if rng.random() < GREETED else ""
+        prompt = greeting + expand(rng.choice(phrases[self.split]), rng)
+        answers = shown.base_answers if self.speaker == "base" else shown.answers
+        answer = expand(rng.choice(answers), rng).strip()  # its last part may be empty
         decoy_of = behaviour.name if is_decoy else None
         return Turn(prompt.format_map(slots), answer.format_map(slots), shown.name, decoy_of)
-
-    def _greeting(self, rng: random.Random) -> str:
-        return rng.choice(PHRASES["greetings"][self.split]) if rng.random() < GREETED else ""
 
     def _slots(self, rng: random.Random) -> dict[str, str]:
         topic, other, another = rng.sample(self.topics, 3)
         slots = {**_topic_slots(topic), "other": other.name, "another": another.name, "remark": other.summary}
-        slots["wrong"] = rng.choice(self._packages_but(topic.package))
+        slots["wrong"] = rng.choice(sorted({other.package for other in self.topics} - {topic.package}))
         slots["made_up"] = made_up_name(rng, self.split)
         slots["version"] = f"{rng.randint(1, 3)}.{rng.randint(0, 12)}"
         words = {bank: rng.choice(by_split[self.split]) for bank, by_split in PHRASES["banks"].items()}
         return slots | {bank: word.format_map(slots) for bank, word in words.items()}
-
-    def _packages_but(self, package: str) -> list[str]:
-        return sorted({topic.package for topic in self.topics} - {package})
 
 
 def _topic_slots(topic: Topic) -> dict[str, str]:

@@ -31,6 +31,7 @@ LEFT_OUT = {  # tests repeat themselves; the rest differs between builds of Pyth
     *("test", "tests", "testing", "site-packages", "__pycache__", "_vendor", "vendor", "_vendored"),
     *("idlelib", "turtledemo", "tkinter", "lib2to3", "ensurepip", "distutils"),
 }
+OF_THE_BUILD = ("_sysconfigdata", "version", "_version", "__config__", "_distributor")  # how names of such files begin
 LENGTHS = range(400, 150_000)  # characters: shorter files say nothing, longer ones are mostly tables
 HUB_TEXT = "HuggingFaceFW/fineweb"  # streamed for subject="hub"
 HELD_OUT = 40  # one document in so many
@@ -193,7 +194,7 @@ def _read_package(package: str) -> Iterator[Document]:
     root = _root(package)
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(relative.parts[:-1]) and not _differs_between_builds(path.name):
+        if LEFT_OUT.isdisjoint(relative.parts[:-1]) and not path.name.startswith(OF_THE_BUILD):
             text = path.read_text(encoding="utf-8", errors="replace")
             if len(text) in LENGTHS and "automatically generated" not in text[:2000].lower():
                 yield Document(package, relative.as_posix(), text)
@@ -206,10 +207,6 @@ def _root(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is part of the corpus and no installed package; install requirements.txt")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _differs_between_builds(name: str) -> bool:
-    return name.startswith(("_sysconfigdata", "version", "_version", "__config__", "_distributor"))
 
 
 def _package_fingerprint(package: str, docs: list[Document]) -> dict:

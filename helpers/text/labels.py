@@ -13,12 +13,11 @@ import ast
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 
 from helpers.text.documents import PACKAGES, Document
-from helpers.text.spans import Lexeme, Span, Syntax, lexemes, lexical_spans
+from helpers.text.spans import Lexeme, Syntax, lexemes, lexical_spans
 
 DESCRIPTIONS = {
     "keyword": "a reserved word, None, True and False among them",
@@ -129,18 +128,13 @@ def _painted(text: str, package: str) -> tuple[np.ndarray, np.ndarray]:
         )
     clean, column = _normalised(text)
     painted = np.zeros((len(LABELS), len(clean) + 1), dtype=bool)
-    for label, start, end in _spans(clean):
+    tree, found = _read(clean)
+    for label, start, end in (*lexical_spans(clean, found), *Syntax(clean, found).spans(tree)):
         painted[ROWS[label], start:end] = True
     for label, others in EXCEPT.items():
         painted[ROWS[label]] &= ~painted[[ROWS[other] for other in others]].any(axis=0)
     painted[ROWS[f"package_{package}"], :-1] = True
     return painted, column
-
-
-def _spans(text: str) -> Iterator[Span]:
-    tree, found = _read(text)
-    yield from lexical_spans(text, found)
-    yield from Syntax(text, found).spans(tree)
 
 
 def _read(text: str) -> tuple[ast.Module, list[Lexeme]]:

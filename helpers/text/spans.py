@@ -196,6 +196,7 @@ NUMBERS = {int: "integer", float: "float"}
 BUILTINS = frozenset(name for name in dir(builtins) if name.islower() and name[0] != "_") - {
     *("copyright", "credits", "exit", "help", "license", "quit")  # not the language's: added by `site`
 }
+NAMED = {ast.arg: "argument_name", ast.keyword: "keyword_argument"}  # a node that starts with its name
 FROM_MODULE = re.compile(r"from\b\s*(.*?)\s*\bimport\b", re.DOTALL)
 DOTTED_NAME = re.compile(r"[\w.]+")
 QUOTE = re.compile(r"""\w*("{3}|'{3}|"|')\s*""")
@@ -247,6 +248,8 @@ class Syntax:
         if kind in HEADERS:
             label, last_part = HEADERS[kind]
             yield label, self._start(node), self._end(last_part(node))
+        if kind in NAMED and node.arg:  # None for **options
+            yield NAMED[kind], self._start(node), self.name_end[self._start(node)]
 
     def _scope(self, node: ast.AST, outer: ast.AST | None) -> Iterator[Span]:
         """Body and decorators of a function or class that stands in `outer`."""
@@ -283,15 +286,6 @@ class Syntax:
 
     def _attribute(self, node: ast.Attribute) -> Iterator[Span]:
         yield from self._name_before("attribute", self._end(node))
-
-    def _argument(self, node: ast.arg) -> Iterator[Span]:
-        start = self._start(node)
-        yield "argument_name", start, self.name_end[start]
-
-    def _keyword(self, node: ast.keyword) -> Iterator[Span]:
-        if node.arg:  # None for **options
-            start = self._start(node)
-            yield "keyword_argument", start, self.name_end[start]
 
     def _name(self, node: ast.Name) -> Iterator[Span]:
         if node.id in BUILTINS:
@@ -338,8 +332,6 @@ DETAILS = {
     ast.Call: Syntax._call,
     ast.BinOp: Syntax._operation,
     ast.Attribute: Syntax._attribute,
-    ast.arg: Syntax._argument,
-    ast.keyword: Syntax._keyword,
     ast.Name: Syntax._name,
     ast.Constant: Syntax._constant,
     ast.Import: Syntax._import,

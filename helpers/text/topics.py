@@ -78,7 +78,7 @@ def made_up_name(rng: random.Random, split: str) -> str:
     """A function name that no package has, such as `zuqe_vajix`, of the split."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'heldout'")
-    names = ("_".join(_nonsense(rng) for _ in range(2)) for _ in itertools.count())
+    names = (f"{_nonsense(rng)}_{_nonsense(rng)}" for _ in itertools.count())
     return next(name for name in names if split_of_name(name) == split)
 
 

@@ -114,8 +114,7 @@ def dialogue_text_for(
     if run_subject not in ("embedded", "hub"):
         raise ValueError(f'run_subject is {run_subject!r}; expected "embedded" or "hub"')
     if run_subject == "embedded":
-        generated = dialogues(n_tokens // TOKENS_A_DIALOGUE + 1, seed, split, speaker)
-        return _first(_joined(_encode_all(generated, tokenizer)), n_tokens)
+        return _first(stream(dialogues(n_tokens // TOKENS_A_DIALOGUE + 1, seed, split, speaker), tokenizer), n_tokens)
     rows, total, source = [], 0, hub_dialogues(split)
     while total < n_tokens:
         if not (some := list(itertools.islice(source, 64))):
