@@ -40,7 +40,8 @@ def habit_places(
 ) -> pd.DataFrame:
     """The latent that tells the habit best by F1, chosen on one half, and its rank in each order, among live latents.
 
-    A row for each place of labels and order: place, f1, auroc, order, rank, live, latent.
+    A row for each place of labels and order: place, f1, auroc (of the latent that is best by AUROC), order, rank, live,
+    latent.
     """
     alive, rows = np.asarray((code > 0).sum(0)).ravel() > 0, []
     for where in WHERE:
