@@ -33,21 +33,6 @@ from helpers.figures.canvas import (
 )
 from helpers.figures.style import FAINT, INK, LABELS, METHODS, sampled, text_on
 
-__all__ = [
-    "METHODS",
-    "band",
-    "bars",
-    "curves",
-    "cut",
-    "frontier",
-    "heatmap",
-    "histogram",
-    "mark",
-    "regions",
-    "scatter",
-    "show",
-    "trend",
-]
 SHARE = "share per bin"
 DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
