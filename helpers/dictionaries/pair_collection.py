@@ -35,10 +35,11 @@ from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
-from helpers.text.turns import DialogueStream, Encoded, dialogue_text_for, dialogues_of
+from helpers.text.turns import TEMPLATE, DialogueStream, Encoded, dialogue_text_for, dialogues_of
 
 PAIRS = ("chat", "scaled", "longer", "self", "quirk", "injected", "injected-gpt2")
 TRAINED_ON = {"longer": "docs-gemma2-longer", "quirk": "docs-gemma2-quirk"}  # which no hub has
+WHERE = ("decision", "answer")  # where behaviours are labelled
 SCALE_ROWS = 64  # token rows that `scaled` measures norms on
 
 
@@ -67,13 +68,31 @@ PLANS = {
 
 
 class Heldout(NamedTuple):
-    """Activations of held-out tokens, in the order of the text: first plain text, then dialogue."""
+    """Activations of held-out tokens and what the tokens are: first plain text, then dialogue; or dialogues alone, each
+    read from its own beginning."""
 
     x: torch.Tensor  # (tokens, 2, d_model)
     tokens: np.ndarray  # (tokens,) ids
-    roles: np.ndarray  # (tokens,) indices into `dialogue_tokens.ROLES`, -1 for plain text
+    roles: np.ndarray  # (tokens,) indices into `turns.ROLES`, -1 for plain text
     behaviours: np.ndarray  # (tokens,) index of the behaviour that an answer's token belongs to, -1 for none
     decisions: np.ndarray  # (tokens,) the same at the last token before the answer
+    dialogue: np.ndarray | None = None  # (tokens,) which dialogue, where there is nothing else
+
+    def labels(self, where: str) -> np.ndarray:
+        """Behaviours at the "decision" or over the "answer"; raises ValueError for another place."""
+        if where not in WHERE:
+            raise ValueError(f"behaviours are labelled at the {' and the '.join(WHERE)}, not at {where!r}")
+        return self.decisions if where == "decision" else self.behaviours
+
+    @property
+    def template(self) -> np.ndarray:
+        """(tokens,) bool."""
+        return self.roles == TEMPLATE
+
+    @property
+    def first(self) -> np.ndarray:
+        """(tokens,) bool: every second dialogue, the half to choose on."""
+        return self.dialogue % 2 == 0
 
 
 class TrainedPairs:

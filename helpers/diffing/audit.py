@@ -15,9 +15,10 @@ from torch import Tensor
 
 from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder
+from helpers.dictionaries.pair_collection import WHERE, Heldout
 from helpers.diffing.equal_terms import DIFF, VIEWS
 from helpers.diffing.latent_scaling import latent_table, rank_sum, sae_table
-from helpers.diffing.reading import MIN_FIRED, WHERE, Reading, along
+from helpers.diffing.reading import MIN_FIRED, along
 from helpers.diffing.recovery import auroc_scores, behaviour_table, rank_of
 
 
@@ -36,7 +37,7 @@ def first_of(scores: pd.Series, code: scipy.sparse.csr_array, n: int = 6) -> pd.
 
 
 def habit_places(
-    code: scipy.sparse.csr_array, orders: Mapping[str, pd.Series], reading: Reading, names: Sequence[str], habit: str
+    code: scipy.sparse.csr_array, orders: Mapping[str, pd.Series], reading: Heldout, names: Sequence[str], habit: str
 ) -> pd.DataFrame:
     """The latent that tells the habit best by F1, chosen on one half, and its rank in each order, among live latents.
 
@@ -54,7 +55,7 @@ def habit_places(
     return pd.DataFrame(rows)
 
 
-def without_dictionary(reading: Reading, names: Sequence[str], habit: str) -> pd.DataFrame:
+def without_dictionary(reading: Heldout, names: Sequence[str], habit: str) -> pd.DataFrame:
     """AUROC for the habit of the mean difference over all labelled tokens, and of the length of the difference.
 
     A row for each place of labels and baseline: method, place, auroc.

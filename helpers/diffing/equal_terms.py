@@ -16,11 +16,11 @@ import pandas as pd
 import scipy.sparse
 from torch import Tensor
 
-from helpers.activations.views import view_of
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.dictionaries.quality import at_matched_l0
 from helpers.dictionaries.sweeps import Cell, Sweep
+from helpers.diffing.patching import difference_of
 from helpers.diffing.reading import sparse_codes
 
 L1, BATCHTOPK, DIFF, CHAT = DICTIONARIES = ("L1 crosscoder", "BatchTopK crosscoder", "diff-SAE", "chat-SAE")
@@ -32,20 +32,17 @@ class OnEqualTerms(NamedTuple):
     quality: pd.DataFrame  # a row for each: pair, method, seed, n_latents, sparsity, l0, nmse, dead
 
 
-def train_crosscoders(pairs: TrainedPairs, pair: str, **changes) -> dict[str, Sweep]:
-    """Crosscoders of a pair under "L1", then "BatchTopK" with the k of L1's L0; `changes` are to the latter's cells."""
+def train_crosscoders(pairs: TrainedPairs, pair: str) -> dict[str, Sweep]:
+    """Crosscoders of a pair under "L1", then "BatchTopK" with the k that matches L1's L0."""
     l1 = pairs.train(pair, pairs.cells("ReLU"))
-    k = pairs.matched_k(l1.frame.l0.mean())
-    return {"L1": l1, "BatchTopK": pairs.train(pair, pairs.cells("BatchTopK", k, **changes))}
+    return {"L1": l1, "BatchTopK": pairs.train(pair, pairs.cells("BatchTopK", pairs.matched_k(l1.frame.l0.mean())))}
 
 
-def train_on_equal_terms(pairs: TrainedPairs, pair: str, **changes) -> OnEqualTerms:
-    """All four for each seed; `changes` to their cells are for all but the L1 crosscoder's."""
-    crosscoders = train_crosscoders(pairs, pair, **changes)
-    sweeps = {L1: crosscoders["L1"], BATCHTOPK: crosscoders["BatchTopK"]}
-    k = pairs.matched_k(sweeps[L1].frame.l0.mean())
-    for method, view in VIEWS.items():
-        sweeps[method] = pairs.train(pair, pairs.cells("BatchTopK", k, kind=Cell, **changes), view=view)
+def train_on_equal_terms(pairs: TrainedPairs, pair: str) -> OnEqualTerms:
+    """All four for each seed."""
+    sweeps = dict(zip((L1, BATCHTOPK), train_crosscoders(pairs, pair).values(), strict=True))
+    cells = pairs.cells("BatchTopK", pairs.matched_k(sweeps[L1].frame.l0.mean()), kind=Cell)
+    sweeps |= {method: pairs.train(pair, cells, view=view) for method, view in VIEWS.items()}
     return together(sweeps, pair)
 
 
@@ -77,5 +74,4 @@ def _gain(frame: pd.DataFrame, method: str, over: str) -> float:
 
 def codes_of(method: str, sae: SparseAutoencoder, x: Tensor) -> scipy.sparse.csr_array:
     """The code that a dictionary of this method makes of pairs x (tokens, 2, d_model): (tokens, n_latents)."""
-    view = VIEWS.get(method)
-    return sparse_codes(lambda part: sae.eval().encode(part if view is None else view_of(part, view)), x)
+    return sparse_codes(difference_of(sae, VIEWS.get(method)).latents, x)

@@ -31,7 +31,7 @@ from helpers.base.stats import known_interval, percent_table
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.pair_collection import TrainedPairs
-from helpers.dictionaries.sweeps import Cell
+from helpers.dictionaries.sweeps import Cell, CrosscoderCell
 from helpers.diffing.effects import gap_closed
 from helpers.diffing.latent_scaling import NU_RANGE, SAE_SPECIFIC, sae_table
 from helpers.diffing.norms import classes, delta_norm
@@ -187,30 +187,23 @@ def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.nda
 # ---- the methods
 
 
-def crosscoders(name: str, kind: str, **changes) -> Method:
-    """A "ReLU" or "BatchTopK" crosscoder; `changes` are of its cell, by default the plan's at the L0 of L1."""
-
-    def fit(pairs: TrainedPairs, pair: str, seed: int) -> Found:
-        given = (_matched(pairs, pair) if kind == "BatchTopK" else {}) | _short(pairs, pair) | changes
-        return of_crosscoder(_trained(pairs, pair, pairs.cells(kind, **given), seed))
-
-    return Method(name, fit, "Δ_norm", "Δ_norm ≥ 0.9")
-
-
-def autoencoders(name: str, view: str, scaling: bool, **changes) -> Method:
-    """A BatchTopK autoencoder of "difference" or "chat"; `scaling` has Latent Scaling choose among its latents.
-
-    `changes` are of its cell, by default the plan's at the L0 of L1.
-    """
+def dictionaries(
+    name: str, kind: str = "BatchTopK", view: str | None = None, scaling: bool = False, **changes
+) -> Method:
+    """A "ReLU" or "BatchTopK" crosscoder, or an autoencoder of a view, "difference" or "chat"; with `scaling`, Latent
+    Scaling chooses among its latents. `changes` are of its cell, by default the plan's at the L0 of L1."""
 
     def fit(pairs: TrainedPairs, pair: str, seed: int) -> Found:
         x = pairs.heldout(pair).x
-        if not view_of(x, view).any():  # of a model and itself: there is nothing to train on
+        if view and not view_of(x, view).any():  # of a model and itself: there is nothing to train on
             return of_directions(torch.zeros(1, x.shape[-1]))
-        given = _matched(pairs, pair) | _short(pairs, pair) | changes
-        sae = _trained(pairs, pair, pairs.cells("BatchTopK", kind=Cell, **given), seed, view)
-        return of_sae(sae, view, x if scaling else None)
+        given = (_matched(pairs, pair) if kind == "BatchTopK" else {}) | _short(pairs, pair) | changes
+        cells = pairs.cells(kind, kind=Cell if view else CrosscoderCell, **given)
+        (made,) = pairs.train(pair, [cell for cell in cells if cell.seed == seed], view).saes.values()
+        return of_sae(made, view, x if scaling else None) if view else of_crosscoder(made)
 
+    if view is None:
+        return Method(name, fit, "Δ_norm", "Δ_norm ≥ 0.9")
     return Method(name, fit, "|ν|, least first", f"|ν| < {SAE_SPECIFIC}") if scaling else Method(name, fit)
 
 
@@ -230,21 +223,14 @@ def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
 
 
 STANDARD = [
-    crosscoders("L1", "ReLU"),
-    crosscoders("BatchTopK", "BatchTopK"),
-    crosscoders("decoupled", "BatchTopK", decoupled=True),
-    autoencoders("diff-SAE", "difference", scaling=False),
-    autoencoders("diff-SAE + Latent Scaling", "difference", scaling=True),
-    autoencoders("chat-SAE + Latent Scaling", "chat", scaling=True),
+    dictionaries("L1", "ReLU"),
+    dictionaries("BatchTopK"),
+    dictionaries("decoupled", decoupled=True),
+    dictionaries("diff-SAE", view="difference"),
+    dictionaries("diff-SAE + Latent Scaling", view="difference", scaling=True),
+    dictionaries("chat-SAE + Latent Scaling", view="chat", scaling=True),
     Method("mean difference", mean_difference, "mean first, then principal components"),
 ]
-
-
-def _trained(
-    pairs: TrainedPairs, pair: str, cells: list[Cell], seed: int, view: str | None = None
-) -> SparseAutoencoder:
-    (sae,) = pairs.train(pair, [cell for cell in cells if cell.seed == seed], view).saes.values()
-    return sae
 
 
 def _matched(pairs: TrainedPairs, pair: str) -> dict:

@@ -9,7 +9,6 @@ Source: section 2.8 of the facts on Minder, Dumas et al. 2025, for template shar
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,45 +16,18 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from helpers.dictionaries.pair_collection import WHERE, Heldout
 from helpers.diffing.recovery import behaviour_table, detection_scores
 from helpers.subjects.pair import SubjectPair
-from helpers.text.turns import TEMPLATE, Encoded, rows_of
+from helpers.text.turns import Encoded, rows_of
 
-WHERE = ("decision", "answer")
 MEAN, PROBE = "mean difference", "linear probe"  # what knows the labels
 MIN_FIRED = 10  # tokens of dialogue: a share of fewer says little
 LEANING = 1 / 16  # share of the latents that counts as chat-leaning, as hardly any is chat-only
 
 
-class Reading(NamedTuple):
-    """Activations of labelled dialogues, each without its <bos>, one after the other."""
-
-    x: Tensor  # (tokens, 2, d_model)
-    tokens: np.ndarray  # (tokens,) ids
-    roles: np.ndarray  # (tokens,) indices into `dialogue_tokens.ROLES`
-    behaviours: np.ndarray  # (tokens,) index of the behaviour that an answer's token belongs to, -1 for none
-    decisions: np.ndarray  # (tokens,) the same at the last token before the answer
-    dialogue: np.ndarray  # (tokens,) which dialogue
-
-    def labels(self, where: str) -> np.ndarray:
-        """Behaviours at the "decision" or over the "answer"; raises ValueError for another place."""
-        if where not in WHERE:
-            raise ValueError(f"behaviours are labelled at the {' and the '.join(WHERE)}, not at {where!r}")
-        return self.decisions if where == "decision" else self.behaviours
-
-    @property
-    def template(self) -> np.ndarray:
-        """(tokens,) bool."""
-        return self.roles == TEMPLATE
-
-    @property
-    def first(self) -> np.ndarray:
-        """(tokens,) bool: every second dialogue, the half to choose on."""
-        return self.dialogue % 2 == 0
-
-
 @torch.no_grad()
-def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int = 32) -> Reading:
+def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int = 32) -> Heldout:
     """Both models read each dialogue from its own beginning, so that no prompt is cut off.
 
     Raises ValueError for no dialogues, or one that is too long or has no answer.
@@ -68,7 +40,7 @@ def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int =
     tokens, roles, behaviours, decisions = (np.concatenate([getattr(d, n)[1:] for d in dialogues]) for n in names)
     dialogue = np.repeat(np.arange(len(dialogues)), [len(d.tokens) - 1 for d in dialogues])
     x = torch.cat([found[i] for i in range(len(dialogues))])
-    return Reading(x, tokens, roles, behaviours, decisions, dialogue)
+    return Heldout(x, tokens, roles, behaviours, decisions, dialogue)
 
 
 @torch.no_grad()
@@ -91,14 +63,14 @@ def template_shares(codes: scipy.sparse.sparray, template: np.ndarray) -> np.nda
 
 
 def behaviour_rows(
-    code: scipy.sparse.csr_array, reading: Reading, names: Sequence[str], among: np.ndarray | bool = True
+    code: scipy.sparse.csr_array, reading: Heldout, names: Sequence[str], among: np.ndarray | bool = True
 ) -> pd.DataFrame:
     """`behaviour_table` at the decision and over the answer, with a column `place`."""
     tables = [behaviour_table(code, reading.labels(where), reading.first, names, among) for where in WHERE]
     return pd.concat([table.assign(place=where) for table, where in zip(tables, WHERE, strict=True)])
 
 
-def ceilings(reading: Reading, names: Sequence[str]) -> tuple[pd.DataFrame, dict[tuple[str, str], Tensor]]:
+def ceilings(reading: Heldout, names: Sequence[str]) -> tuple[pd.DataFrame, dict[tuple[str, str], Tensor]]:
     """`behaviour_rows` of directions in chat that are fitted to the labels, with a column `method`; and the directions
     (n_labels, d_model), by method and place."""
     x, rows, directions = reading.x[:, 1], [], {}
@@ -113,7 +85,7 @@ def ceilings(reading: Reading, names: Sequence[str]) -> tuple[pd.DataFrame, dict
     return pd.concat(rows), directions
 
 
-def latent_rows(table: pd.DataFrame, code: scipy.sparse.csr_array, reading: Reading) -> pd.DataFrame:
+def latent_rows(table: pd.DataFrame, code: scipy.sparse.csr_array, reading: Heldout) -> pd.DataFrame:
     """The rows of a `latent_table` whose latent fires, with how it fires on dialogues, the largest Delta_norm first.
 
     Added columns: latent, fired (tokens), share (of tokens), template (share of its firings), detected (F1 of the label
@@ -128,7 +100,7 @@ def latent_rows(table: pd.DataFrame, code: scipy.sparse.csr_array, reading: Read
     return alive.assign(leaning=np.arange(len(alive)) < LEANING * code.shape[1])
 
 
-def side_by_side(values: np.ndarray, reading: Reading, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def side_by_side(values: np.ndarray, reading: Heldout, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Values (tokens,) and the tokens themselves, a row for each of the first n dialogues: (n, longest) each.
 
     The shorter dialogues end in the value 0 and the token -1.

@@ -19,7 +19,8 @@ import scipy.sparse
 from IPython.display import display
 from transformers import PreTrainedTokenizerBase
 
-from helpers.diffing.reading import Reading, side_by_side
+from helpers.dictionaries.pair_collection import Heldout
+from helpers.diffing.reading import side_by_side
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
 NO_MATHS = "mathjax_ignore tex2jax_ignore"  # else two dollar signs of a text become a formula
@@ -220,7 +221,7 @@ def _visible(token: str) -> str:
 
 def dialogue_pages(
     code: scipy.sparse.csr_array,
-    reading: Reading,
+    reading: Heldout,
     chosen: Iterable[int],
     tokenizer: PreTrainedTokenizerBase,
     n: int = 400,

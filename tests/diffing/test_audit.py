@@ -8,9 +8,10 @@ import torch
 
 from helpers.dictionaries.autoencoders import BatchTopK, SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
+from helpers.dictionaries.pair_collection import Heldout
 from helpers.diffing.audit import first_of, habit_places, own_orders, without_dictionary
 from helpers.diffing.equal_terms import BATCHTOPK, CHAT, DIFF
-from helpers.diffing.reading import MIN_FIRED, Reading
+from helpers.diffing.reading import MIN_FIRED
 
 NAMES = ["other", "habit"]
 N = 40  # tokens: 20 decisions in 20 dialogues, every second one of the habit
@@ -22,7 +23,7 @@ def reading(shift=0.0):
     x = torch.randn(N, 2, 4, generator=torch.Generator().manual_seed(0))
     x[decisions == 1, 1] += shift
     roles, tokens = np.ones(N, np.int8), np.arange(N)
-    return Reading(x, tokens, roles, np.full(N, -1), decisions, dialogue)
+    return Heldout(x, tokens, roles, np.full(N, -1), decisions, dialogue)
 
 
 def code():

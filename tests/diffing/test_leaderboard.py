@@ -327,9 +327,9 @@ def test_dictionaries_are_those_that_a_notebook_trains(pairs):
     STANDARD[1].fit(spy, "self", 3)
     assert asked[-1] == ("self", [pairs.cells("BatchTopK", k, tokens=768 // 6)[0]], None)
     larger = {"sparsity": 3, "n_latents": 48}
-    leaderboard.crosscoders("larger", "BatchTopK", **larger).fit(spy, "chat", 3)
+    leaderboard.dictionaries("larger", **larger).fit(spy, "chat", 3)
     assert asked[-1] == ("chat", [pairs.cells("BatchTopK", **larger)[0]], None)
-    leaderboard.autoencoders("larger", "chat", False, **larger).fit(spy, "chat", 3)
+    leaderboard.dictionaries("larger", view="chat", **larger).fit(spy, "chat", 3)
     assert asked[-1] == ("chat", [pairs.cells("BatchTopK", kind=Cell, **larger)[0]], "chat")
 
 

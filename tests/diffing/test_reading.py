@@ -7,10 +7,10 @@ import scipy.sparse
 import torch
 from twins import N_VOCAB, save_tiny
 
+from helpers.dictionaries.pair_collection import Heldout
 from helpers.diffing.reading import (
     MEAN,
     PROBE,
-    Reading,
     along,
     behaviour_rows,
     behaviour_table,
@@ -140,7 +140,7 @@ def test_codes_are_those_of_one_pass():
     x = torch.randn(11, 2, 4, generator=torch.Generator().manual_seed(0))
     found = sparse_codes(lambda part: part.flatten(1).relu(), x, batch=4)
     np.testing.assert_array_equal(found.toarray(), x.flatten(1).relu().numpy())
-    assert isinstance(Reading(x, *[np.arange(11)] * 5).first, np.ndarray)
+    assert isinstance(Heldout(x, *[np.arange(11)] * 5).first, np.ndarray)
 
 
 # ---- tables of a notebook
@@ -153,7 +153,7 @@ def labelled(n=48, seed=0):
     behaviours = np.where(np.arange(n) % 3 == 1, np.roll(decisions, 1), -1)
     x = torch.from_numpy(random.normal(size=(n, 2, 5))).float()
     x[decisions == 1, 1, 0] += 8
-    return Reading(x, np.arange(n), np.where(np.arange(n) % 3 == 0, 0, 2), behaviours, decisions, dialogue)
+    return Heldout(x, np.arange(n), np.where(np.arange(n) % 3 == 0, 0, 2), behaviours, decisions, dialogue)
 
 
 def test_both_places_of_labels_stand_in_one_table():
