@@ -170,7 +170,7 @@ def hardware() -> str:
     processor = _search(r"model name\s*: (.*)", "/proc/cpuinfo") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {cores} cores{gpu}"
+    return f"{processor}, {cores} core{'' if cores == 1 else 's'}{gpu}"
 
 
 def peak_memory_gb() -> float:

@@ -112,7 +112,7 @@ def test_the_file_says_where_the_numbers_come_from():
         "embedded",
         7,
     )
-    assert content["torch"] == torch.__version__ and "cores" in content["hardware"]
+    assert content["torch"] == torch.__version__ and " core" in content["hardware"]
     assert content["minutes"] >= 0 and content["started"][:2] == "20"
     assert all(content[key] for key in ("commit", "python"))
 
