@@ -19,7 +19,6 @@ from helpers.suite.run import INTERRUPTED, executed_copy, find, folder_of, numbe
 from helpers.suite.store import read_storable, store
 
 REFERENCE = {"scale": "laptop", "subject": "embedded", "seed": 0}  # the run whose outputs the repository shows
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,12 +84,12 @@ def _shown(path: Path) -> Path:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    """A parameter from the command line: `train=True` is a literal, `train=yes` a truth, `name=some words` is text."""
+    """A parameter from the command line: `train=True` is a literal, `name=some words` is text."""
     name, _, value = text.partition("=")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, WORDS.get(value.lower(), value)
+        return name, value
 
 
 def _parser() -> argparse.ArgumentParser:
