@@ -177,7 +177,7 @@ def _wrapped(text: str, size: float) -> list[str]:
     width = int((WIDTH - 30) / (0.55 * size))  # a character is about half as wide as high
     if len(text) > width:
         parts = text.split(" · ")
-        text = " · ".join(part.replace(" ", "\u00a0") if len(part) < width - 2 else part for part in parts)
+        text = "\u00a0· ".join(part.replace(" ", "\u00a0") if len(part) < width - 2 else part for part in parts)
     return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
