@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tiny_text import A, T
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -17,15 +17,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from helpers.subjects.subject import Subject
 from helpers.text.turns import FIRST, Encoded
 
 N_VOCAB = 258  # 256 bytes and two special tokens
+BOS = 256
 CONTEXT = 16
 D_MODEL = 24
 
 
 def save_tiny(
-    folder: Path, family: str, seed: int = 0, n_layers: int | None = None, corpus: dict | None = None
+    folder: Path,
+    family: str,
+    seed: int = 0,
+    n_layers: int | None = None,
+    corpus: dict | None = None,
+    bos_first: bool = False,
 ) -> Path:
     """A random GPT-2 (3 layers) or Gemma-2 (4 layers) with a byte tokenizer, saved as any Hugging Face checkpoint."""
     torch.manual_seed(seed)
@@ -33,7 +40,7 @@ def save_tiny(
     for parameter in model.parameters():  # the default initialisation is so small that blocks hardly matter
         parameter.data.normal_(0.0, 0.3)
     model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tiny_tokenizer(bos_first).save_pretrained(folder)
     if corpus is not None:
         (folder / "training.json").write_text(json.dumps({"corpus": corpus}))
     return folder
@@ -82,12 +89,15 @@ def tiny_gemma2(n_layers: int) -> Gemma2ForCausalLM:
     )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(bos_first: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte. With `bos_first` it puts <bos> before every text by itself, as Gemma's does."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    if bos_first:
+        tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
 
 
@@ -138,10 +148,11 @@ class CountingSubject:
     """Stands in for a Subject: the residual of a token is (id, position in its row, 1, 2), and every row is counted."""
 
     name, site, device, dtype, d_model, context = "counting", "here", torch.device("cpu"), torch.float32, 4, 64
+    rows, studied, padding = Subject.rows, Subject.studied, Subject.padding
 
-    def __init__(self, fingerprint: str = "weights", broken: tuple[int, int, float] | None = None):
-        self.fingerprint = fingerprint
-        self.broken = broken  # (token id, position, what comes out of it)
+    def __init__(self, fingerprint: str = "weights", special_ids=(), head: int | None = None, pad: int | None = None):
+        self.fingerprint, self.special_ids, self.head = fingerprint, list(special_ids), head
+        self.tokenizer = types.SimpleNamespace(pad_token_id=pad)
         self.rows_read = 0
 
     def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -149,10 +160,7 @@ class CountingSubject:
         self.rows_read += len(tokens)
         ids = tokens.float()
         positions = torch.arange(tokens.shape[1]).expand_as(ids).float()
-        found = torch.stack([ids, positions, torch.ones_like(ids), torch.full_like(ids, 2)], -1)
-        if self.broken is not None:
-            found[(ids == self.broken[0]) & (positions == self.broken[1]), 2] = self.broken[2]
-        return found
+        return torch.stack([ids, positions, torch.ones_like(ids), torch.full_like(ids, 2)], -1)
 
 
 def slow_masks(roles):

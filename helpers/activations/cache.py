@@ -7,6 +7,7 @@ file. A file is complete when it has its final name, and is used when its JSON a
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +15,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from helpers.base.storage import cache_dir, write_atomic, written_aside
+from helpers.base.storage import cache_dir, largest_leftover, write_atomic, written_aside
 
 
 class ActivationCache:
-    """Activations of shape (n_rows, kept, d_model), stored as float16, or as bfloat16 where norms may overflow it.
+    """Activations of `shape` (..., d_model), stored as float16, or as bfloat16 where norms may overflow it.
 
     `depends_on` is all that they depend on, in JSON's types.
     """
 
-    def __init__(self, depends_on: dict, shape: tuple[int, int, int], dtype: torch.dtype):
+    def __init__(self, depends_on: dict, shape: tuple[int, ...], dtype: torch.dtype):
         self.header = {**depends_on, "shape": list(shape), "dtype": str(dtype)}
         self.shape, self.dtype = shape, dtype
         name = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()
@@ -39,23 +40,34 @@ class ActivationCache:
             print(f"{self.path} is cut short or not what its name says: harvesting it again")
         return usable
 
-    def write(self, pieces: Iterable[torch.Tensor]) -> None:
-        """Store (n, d_model) pieces that follow each other, all rows in their order.
+    def begun(self) -> int:
+        """How many activations an interrupted `write` has left, for the next one to go on from."""
+        left = largest_leftover(self.path)
+        return left.stat().st_size // self._bytes_each if left else 0
 
-        Raises OSError on a full disk. Whatever ends it early, no file is left.
+    def write(self, pieces: Iterable[torch.Tensor], begun: int = 0) -> None:
+        """Store (n, d_model) pieces that follow each other: all activations in their order, but for the first `begun`.
+
+        Raises OSError on a full disk. A failure leaves no file, an interruption what `begun` counts.
         """
-        with written_aside(self.path) as aside:
-            with aside.open("wb") as file:
+        with written_aside(self.path, goes_on=True) as aside:
+            with aside.open("r+b") as file:
+                file.truncate(begun * self._bytes_each)
+                file.seek(0, os.SEEK_END)
                 for piece in pieces:
                     file.write(piece.to("cpu", self.dtype).contiguous().view(torch.int16).numpy())
+                    file.flush()  # what is killed now has lost nothing
             write_atomic(self._json, json.dumps(self.header, sort_keys=True, indent=1))  # first: it is no use alone
 
-    def read(self, rows: torch.Tensor, at_once: int) -> Iterator[torch.Tensor]:
-        """Activations of some rows (r,), in their order: (n, d_model) pieces of `at_once` rows, as stored."""
-        n_rows, kept, d_model = self.shape
-        stored = np.memmap(self.path, np.int16, "r", shape=(n_rows, kept * d_model))
-        for some in rows.split(at_once):
-            yield torch.from_numpy(stored[some.numpy()]).view(self.dtype).view(-1, d_model)
+    def read(self, places: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Activations at some places (n,) of all, as stored: (n, d_model) for each."""
+        stored = np.memmap(self.path, np.int16, "r").reshape(-1, self.shape[-1])
+        for some in places:
+            yield torch.from_numpy(stored[some.numpy()]).view(self.dtype)
+
+    @property
+    def _bytes_each(self) -> int:
+        return self.shape[-1] * self.dtype.itemsize
 
     @property
     def _json(self) -> Path:

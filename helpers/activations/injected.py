@@ -75,7 +75,8 @@ class InjectedPair:
     def directions(self) -> Tensor:
         """(n_planted, d_model), of unit norm, at random."""
         d_model = self._sample.shape[1]
-        return F.normalize(torch.randn(len(self.labels), d_model, generator=self._random("directions")), dim=-1)
+        drawn = torch.randn(len(self.labels), d_model, generator=self._random("directions"))
+        return F.normalize(drawn, dim=-1).to(self._sample)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,7 +98,7 @@ class InjectedPair:
         return self.plant(x, self._random(f"sample {seed}"))
 
     def plant(self, x: Tensor, random: torch.Generator) -> tuple[Tensor, Truth]:
-        truth = self._strengths(len(x), random)
+        truth = Truth(*(strength.to(x.device) for strength in self._strengths(len(x), random)))
         base = x + truth.base @ self.directions
         chat = x @ self._rotation.T + truth.chat @ self.directions
         return torch.stack([base, chat], 1), truth
@@ -117,7 +118,7 @@ class InjectedPair:
     @cached_property
     def _norm(self) -> Tensor:
         """Mean distance of the background from its mean. ()"""
-        return (self._sample - self._sample.mean(0)).norm(dim=-1).mean()
+        return (self._sample - self._sample.mean(0)).norm(dim=-1).mean().cpu()
 
     @cached_property
     def _rotation(self) -> Tensor:

@@ -4,9 +4,12 @@ Each activation x in R^d is centred over its own coordinates and scaled to unit 
 
     m = mean_i x_i,    s = |x - m|,    y = (x - m) / s,    and back:    x = s y + m.
 
-Tokens are cut into rows of `context`. Rows come in random order, in blocks as large as memory may be; a block is
-harvested, shuffled as a whole and drained before the next is harvested. The order depends on seed, epoch and block
-alone, so that a stream can be taken up anywhere at the price of one block.
+Tokens are cut into rows of `context` (`Subject.rows`). The first position of a row and special tokens are left out
+(`Subject.studied`): their residuals are huge and say little of the text.
+
+Rows come in random order, in blocks as large as memory may be; a block is harvested, shuffled as a whole and drained
+before the next is harvested. The order depends on seed, epoch and block alone, so that a stream can be taken up
+anywhere at the price of one block.
 """
 
 import copy
@@ -23,11 +26,12 @@ import torch
 from tqdm import tqdm
 
 from helpers.activations.cache import ActivationCache, ModelElsewhere
+from helpers.base.checks import checksum
 
 if TYPE_CHECKING:
     from helpers.subjects.subject import Subject  # takes seconds to import, which workers without a model can save
 
-DROPS = {"first": 1, "none": 0}  # positions left out of each row: the first one has a huge norm
+DROPS = ("special", "none")  # "none" leaves out only the padding at the end of a row
 NORMALISATIONS = ("unit", "none")
 
 
@@ -63,7 +67,7 @@ class Harvest:
     """How activations are taken from a subject."""
 
     context: int = 128  # tokens a row; the papers use 64 (autoencoders) and 1,024 (crosscoders)
-    drop: str = "first"
+    drop: str = "special"
     normalisation: str = "unit"
     rows: int = 16  # rows a forward pass; about 2,000 tokens stay near the processor, more is slower there
     dtype: torch.dtype = torch.float32  # of the batches
@@ -78,24 +82,18 @@ class Harvest:
 
     @property
     def kept(self) -> int:
-        """Activations a row."""
-        return self.context - DROPS[self.drop]
+        """Activations a row, where no special token stands inside it."""
+        return self.context - (self.drop != "none")
+
+    def keeps(self, subject: "Subject", rows: torch.Tensor) -> torch.Tensor:
+        """Which positions of token rows (B, T) are harvested: (B, T) bool."""
+        return subject.studied(rows) if self.drop == "special" else ~subject.padding(rows)
 
 
 def harvest_rows(subject: "Subject", rows: torch.Tensor, harvest: Harvest) -> torch.Tensor:
-    """Activations of token rows in one forward pass, (B, context) -> (B * kept, d_model) in float32.
-
-    Raises ValueError if any is NaN or infinite.
-    """
-    residuals = subject.residuals(rows)[:, DROPS[harvest.drop] :]
-    broken = ~residuals.sum(-1).isfinite()  # a sum is finite only if all are, and costs a tenth of testing each
-    if broken.any():
-        row, position = broken.nonzero()[0].tolist()
-        raise ValueError(
-            f"{broken.sum()} of {broken.numel()} activations of {subject.name} at {subject.site} are NaN or infinite, "
-            f"first in row {row} at position {position + DROPS[harvest.drop]}: check the weights, or load in float32"
-        )
-    return normalise(residuals, harvest.normalisation)[0].flatten(0, 1)
+    """Activations of token rows (B, context) at the positions that the harvest keeps, (n, d_model) in float32."""
+    residuals = subject.residuals(rows)
+    return normalise(residuals[harvest.keeps(subject, rows).to(residuals.device)], harvest.normalisation)[0]
 
 
 class ActivationStream:
@@ -116,10 +114,12 @@ class ActivationStream:
         cache: bool = False,
     ):
         self.subject, self.harvest, self.batch_size, self.seed = subject, harvest or Harvest(), batch_size, seed
-        self.rows = _rows(tokens, self.harvest.context, subject)
-        self.n_activations = len(self.rows) * self.harvest.kept  # an epoch
+        self.rows = subject.rows(tokens, self.harvest.context)
+        self.kept = self.harvest.keeps(subject, self.rows).sum(1).short()  # (rows,): activations of each
+        self.n_activations = int(self.kept.sum())  # an epoch
         self.rows_per_block = self._rows_per_block(memory_limit_gb)
         self.position = 0  # activations yielded so far by the latest `batches`
+        self._bounds = _One()  # where the blocks of an epoch begin and end
         self._held, self._order = _One(), _One()  # the block in memory, and the order in which it is given out
         self._cache = self._open_cache() if cache else None
 
@@ -166,7 +166,7 @@ class ActivationStream:
         reader = copy.copy(self)
         reader.subject = ModelElsewhere(self.subject.d_model, self.subject.device, self._cache.path)
         reader.rows = self.rows.new_empty(len(self.rows), 0)
-        reader._held, reader._order = _One(), _One()
+        reader._bounds, reader._held, reader._order = _One(), _One(), _One()
         return reader
 
     def _position(self, start: dict | None) -> int:
@@ -189,7 +189,9 @@ class ActivationStream:
     def _read_block(self, position: int, n: int) -> torch.Tensor:
         """The same, to the end of one block at most."""
         epoch, within = divmod(position, self.n_activations)
-        block, within = divmod(within, self.rows_per_block * self.harvest.kept)
+        bounds = self._bounds.get(epoch, lambda: self._block_bounds(epoch))
+        block = int(np.searchsorted(bounds, within, side="right")) - 1
+        within -= bounds[block]
         key = (0, 0) if self.rows_per_block == len(self.rows) else (epoch, block)  # one block serves every epoch
         activations = self._held.get(key, lambda: self._activations(self._block_rows(*key)))
         order = self._order.get((epoch, block), lambda: _permutation(len(activations), self.seed, epoch, block))
@@ -198,23 +200,43 @@ class ActivationStream:
     def _block_rows(self, epoch: int, block: int) -> torch.Tensor:
         return _permutation(len(self.rows), self.seed, epoch).split(self.rows_per_block)[block]
 
+    def _block_bounds(self, epoch: int) -> np.ndarray:
+        """Places in the epoch, (blocks + 1,): block b holds bounds[b] ... bounds[b + 1]."""
+        kept = self.kept[_permutation(len(self.rows), self.seed, epoch)]
+        return np.cumsum([0, *(int(part.sum()) for part in kept.split(self.rows_per_block))])
+
     def _activations(self, rows: torch.Tensor) -> torch.Tensor:
-        """Activations of some rows (r,), row after row: (r * kept, d_model)."""
+        """Activations of some rows (r,), row after row: (n, d_model)."""
         if self._cache and not self._cache.ready():
             self._fill_cache()
-        pieces = self._cache.read(rows, self.harvest.rows) if self._cache else self._harvested(rows)
-        shape = (len(rows) * self.harvest.kept, self.subject.d_model)
+        pieces = self._cache.read(map(self._places, self._passes(rows))) if self._cache else self._harvested(rows)
+        sizes = [int(self.kept[some].sum()) for some in self._passes(rows)]
+        shape = (sum(sizes), self.subject.d_model)
         filled = torch.empty(shape, dtype=self.harvest.dtype, device=self.subject.device)
-        for place, piece in zip(filled.split(self.harvest.rows * self.harvest.kept), pieces, strict=True):
+        for place, piece in zip(filled.split(sizes), pieces, strict=True):
             place.copy_(piece)
         return filled
 
+    def _places(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where the activations of some rows (r,) stand among those of all rows in their order: (n,)."""
+        kept = self.kept[rows].long()
+        first = (self.kept.cumsum(0) - self.kept)[rows] - (kept.cumsum(0) - kept)  # of a row, less those before it here
+        return first.repeat_interleave(kept) + torch.arange(int(kept.sum()))
+
     def _fill_cache(self) -> None:
-        self._cache.write(self._harvested(torch.arange(len(self.rows))))
+        """Goes on from where an interrupted harvest stopped, at the beginning of a forward pass."""
+        rows = torch.arange(len(self.rows))
+        ends = np.cumsum([int(self.kept[some].sum()) for some in self._passes(rows)])
+        done = int(np.searchsorted(ends, self._cache.begun(), side="right"))
+        begun = int(ends[done - 1]) if done else 0
+        self._cache.write(self._harvested(rows[done * self.harvest.rows :]), begun)
+
+    def _passes(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return rows.split(self.harvest.rows)
 
     def _harvested(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        parts, size = rows.split(self.harvest.rows), self.harvest.rows * self.harvest.context
-        bar = tqdm(parts, "harvest", unit=" tokens", unit_scale=size, delay=2, mininterval=1, leave=False)
+        size = self.harvest.rows * self.harvest.context
+        bar = tqdm(self._passes(rows), "harvest", unit=" tokens", unit_scale=size, delay=2, mininterval=1, leave=False)
         return (harvest_rows(self.subject, self.rows[some], self.harvest) for some in bar)
 
     def _checked(self, batch_size: int) -> int:
@@ -231,10 +253,11 @@ class ActivationStream:
                 f"than one batch of {self.batch_size}: pass more tokens, or a smaller batch_size"
             )
         bytes_each = self.subject.d_model * self.harvest.dtype.itemsize + 8  # 8 for its place in the order
-        fitting = int(memory_limit_gb * 1e9) // (self.harvest.kept * bytes_each)  # rows
-        if fitting * self.harvest.kept < self.batch_size:
+        activations = int(memory_limit_gb * 1e9) // bytes_each
+        fitting = activations // int(self.kept.max())  # rows
+        if fitting * int(self.kept.max()) < self.batch_size:
             raise ValueError(
-                f"memory_limit_gb={memory_limit_gb} holds {fitting * self.harvest.kept} activations, fewer than one "
+                f"memory_limit_gb={memory_limit_gb} holds {activations} activations, fewer than one "
                 f"batch of {self.batch_size}: raise the limit, or use a smaller batch_size"
             )
         n_blocks = math.ceil(len(self.rows) / fitting)
@@ -249,13 +272,13 @@ class ActivationStream:
             "computed_in": str(self.subject.dtype),
             "tokens": hashlib.sha256(self.rows.to(torch.int64).numpy()).hexdigest(),
             "context": self.harvest.context,
-            "drop": self.harvest.drop,
+            "kept": checksum(self.harvest.keeps(self.subject, self.rows)),
             "normalisation": self.harvest.normalisation,
         }
 
     def _open_cache(self) -> ActivationCache:
         dtype = torch.float16 if self.harvest.normalisation == "unit" else torch.bfloat16  # raw ones can overflow
-        return ActivationCache(self._depends_on, (len(self.rows), self.harvest.kept, self.subject.d_model), dtype)
+        return ActivationCache(self._depends_on, (self.n_activations, self.subject.d_model), dtype)
 
 
 class _One:
@@ -270,16 +293,6 @@ class _One:
             self.held = held = None
             self.held = held = (key, make())
         return held[1]
-
-
-def _rows(tokens: torch.Tensor | np.ndarray, context: int, subject: "Subject") -> torch.Tensor:
-    """(n,) -> (n // context, context), a view."""
-    tokens = torch.as_tensor(tokens)
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise ValueError(f"tokens must be one row of integer ids, not {tokens.dtype} of shape {tuple(tokens.shape)}")
-    if context > subject.context:
-        raise ValueError(f"Harvest.context is {context} but {subject.name} reads at most {subject.context}: lower it")
-    return tokens[: len(tokens) // context * context].view(-1, context)
 
 
 def _permutation(n: int, *key: int) -> torch.Tensor:

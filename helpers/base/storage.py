@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ DATA = ROOT / "data"
 MODELS = DATA / "models"
 RESULTS = DATA / "results"  # the committed reference results
 OUT = ROOT / "out"  # what a run on this machine leaves behind, outside git
+_open: set[Path] = set()  # files that this process is writing aside
 
 
 def cache_dir() -> Path:
@@ -50,18 +52,24 @@ def write_atomic(path: Path, data: bytes | str) -> Path:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, goes_on: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it into place on success, remove it on any failure.
 
-    Raises OSError with the target's name when the disk is full or not writable.
+    With `goes_on` the file may begin with what an interrupted attempt wrote (`largest_leftover`), and an interruption
+    leaves it for the next. Raises OSError with the target's name when the disk is full or not writable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_leftovers(path)
     prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     aside = Path(name)
+    _open.add(aside)
+    if goes_on and (begun := largest_leftover(path)):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            begun.replace(aside)
+    _sweep_leftovers(path)
+    kept = False
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())  # mkstemp is private; a data file is not
@@ -72,17 +80,37 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise OSError(
             number, f"could not write {path} ({reason}); nothing was changed, free space and run again"
         ) from error
+    except (KeyboardInterrupt, SystemExit):
+        kept = goes_on
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        _open.discard(aside)
+        if not kept:
+            aside.unlink(missing_ok=True)
+
+
+def largest_leftover(path: Path) -> Path | None:
+    """The most that an interrupted attempt on this machine has written of `path`, or None."""
+    return max(_leftovers(Path(path)), key=lambda left: left.stat().st_size, default=None)
+
+
+def _leftovers(path: Path, name: str | None = None) -> list[Path]:
+    """What attempts on this machine that are over left of `path`, or of every file beside it with the name "*"."""
+    prefix = f".{name or glob.escape(path.name)}.{glob.escape(socket.gethostname())}."
+    found = [(left, left.name.split(f".{socket.gethostname()}.")[-1]) for left in path.parent.glob(f"{prefix}*")]
+    return [left for left, rest in found if left not in _open and not _runs(rest.partition(".")[0])]
+
+
+def _runs(owner: str) -> bool:
+    """Whether a process of this number may still write. This one knows what it writes itself."""
+    return not owner.isdigit() or (int(owner) != os.getpid() and psutil.pid_exists(int(owner)))
 
 
 def _sweep_leftovers(path: Path) -> None:
-    """Remove what killed processes of this machine left of earlier attempts to write `path`."""
-    prefix = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = left.name.removeprefix(prefix).partition(".")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            left.unlink(missing_ok=True)
+    """Remove what is left of earlier attempts to write `path`, and whatever else has lain beside it for a week."""
+    old = [left for left in _leftovers(path, "*") if time.time() - left.stat().st_mtime > 7 * 86_400]
+    for left in [*_leftovers(path), *old]:
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -94,7 +122,7 @@ def _umask() -> int:
 def save_state(path: Path, tensors: dict[str, Tensor], **metadata: Any) -> None:
     """Write tensors and JSON-able metadata to `path` in one step."""
     with written_aside(Path(path)) as aside:
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(contiguous, aside, {k: json.dumps(v) for k, v in metadata.items()})
 
 

@@ -20,7 +20,7 @@ BETAS = (0.9, 0.999)
 EPS = (
     6.25e-10  # gradients are means over a batch and tiny; a usual eps would tie the step to the loss's scale (paper, A)
 )
-BLOCK = {"cpu": 2**21, "cuda": 2**30}  # bytes of a weight's rows that are updated at once
+BLOCK = {"cpu": 2**21, "gpu": 2**30}  # bytes of a weight's rows that are updated at once
 
 
 class Adam:
@@ -56,7 +56,7 @@ class Adam:
         pending = getattr(weight, "pending", [])
         if weight.grad is None and not pending:
             return
-        size = max(1, BLOCK[weight.device.type] // (weight[0].numel() * weight.itemsize))
+        size = max(1, BLOCK["cpu" if weight.device.type == "cpu" else "gpu"] // (weight[0].numel() * weight.itemsize))
         for first in range(0, len(weight), size):
             last = min(first + size, len(weight))
             parts = [] if weight.grad is None else [weight.grad[first:last]]

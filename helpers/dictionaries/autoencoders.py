@@ -201,7 +201,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Rows of W_dec back to unit norm."""
-        self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True))
+        self.W_dec.copy_(F.normalize(self.W_dec, dim=-1))
 
 
 def geometric_median(x: Tensor, n_iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -95,15 +95,12 @@ class TrainedSAEs:
         """Held-out activations in random order, (plan.heldout, d_model)."""
         return self._stream(self.heldout_text).take(self.plan.heldout)
 
-    def heldout_rows(self, n_rows: int, context: int | None = None) -> torch.Tensor:
-        """The first tokens of held-out text, (n_rows, context); raises ValueError if there are fewer."""
-        context = context or self.plan.context
-        tokens = torch.as_tensor(self.heldout_text.tokens).long()
-        if len(tokens) < n_rows * context:
-            raise ValueError(
-                f"{n_rows} rows of {context} need more than the {len(tokens)} held-out tokens: ask for fewer"
-            )
-        return tokens[: n_rows * context].view(n_rows, context)
+    def heldout_rows(self, n_rows: int | None = None, context: int | None = None) -> torch.Tensor:
+        """The first rows of held-out text, or all, (n_rows, context); raises ValueError if there are fewer."""
+        rows = self.model.rows(self.heldout_text.tokens, context or self.plan.context)
+        if n_rows is not None and len(rows) < n_rows:
+            raise ValueError(f"{n_rows} rows are more than the {len(rows)} of held-out text: ask for fewer")
+        return rows[:n_rows].long()
 
     def cells(self, *groups: str) -> list[Cell]:
         """The cells of some groups, all by default, each once."""

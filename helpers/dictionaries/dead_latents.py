@@ -58,15 +58,19 @@ class AuxK(Remedy):
             raise ValueError(f"AuxK needs a share of the tokens above 0 and at most 1, not {self.share}")
 
     def loss(self, sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
-        some = slice(0, max(1, round(self.share * len(x))))
+        some = slice(0, max(2, round(self.share * len(x))))  # one token has no variance
         residual = x[some] - (x_hat[some].detach() if self.detach else x_hat[some])
         rows, k = dead.nonzero().squeeze(1), self.k or sae.d_model // 2
         weights = (sae.W_enc, sae.b_enc, sae.b_dec)
         code = kernels.encode_topk(x[some], *weights, min(k, len(rows)), sae.sizes(), among=rows)
         rebuilt = kernels.decode_sparse(code, sae.W_dec) + (sae.b_dec if self.bias else 0.0)
-        total = _variance(residual.detach() if self.normalise_by == "residual" else x[some])
+        missed = (residual - rebuilt).square().sum(-1).mean()
         scale = min(1.0, len(rows) / k) if self.scale_by_dead else 1.0
-        return self.weight * scale * (residual - rebuilt).square().sum(-1).mean() / total
+        return (
+            self.weight
+            * scale
+            * _in_variance(missed, residual.detach() if self.normalise_by == "residual" else x[some])
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class GhostGrads(Remedy):
             ghost = (pre_acts.float().exp() @ sae.W_dec[dead]).float()
         ghost = ghost * (residual.norm(dim=-1, keepdim=True) / (2 * ghost.norm(dim=-1, keepdim=True) + 1e-6)).detach()
         missed = (ghost - residual).square().sum(-1).mean()
-        main = residual.square().sum(-1).mean() / _variance(x)
+        main = _in_variance(residual.square().sum(-1).mean(), x)
         return missed * (main / (missed + 1e-6)).detach()
 
 
@@ -109,6 +113,8 @@ class Resample(Remedy):
         return True
 
 
-def _variance(x: Tensor) -> Tensor:
-    """Mean squared distance of rows (batch, d_model) from their mean, never zero. ()"""
-    return (x - x.mean(0)).square().sum(-1).mean().clamp(min=torch.finfo(x.dtype).tiny)
+def _in_variance(error: Tensor, x: Tensor) -> Tensor:
+    """An error over the mean squared distance of rows x (batch, d_model) from their mean; 0 where all are equal. ()"""
+    size, variance = x.square().sum(-1).mean(), (x - x.mean(0)).square().sum(-1).mean()
+    there = variance > 1e-12 * size  # else it is rounding
+    return torch.where(there, error, 0.0) / torch.where(there, variance, 1.0)

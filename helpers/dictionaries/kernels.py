@@ -30,7 +30,7 @@ from helpers.base import products
 
 GROUP = 4  # members per group in each stage of topk
 BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
-BLOCK = {"cpu": 1024, "cuda": 16384}  # tokens whose pre-activations are worked on at once
+BLOCK = {"cpu": 1024, "gpu": 16384}  # tokens whose pre-activations are worked on at once
 INTEGER = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
@@ -158,7 +158,7 @@ def encode_topk(
             encoder = [None if each is None else each[among] for each in encoder]
         values, latents = _largest(centred, *encoder, k)
         latents = (latents if among is None else among[latents]).flatten().int()
-        values = values.flatten() if sizes is None else values.flatten() / sizes[latents]
+        values = _unscaled(values.flatten(), latents, sizes)
     tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
     code = Code(values, latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
@@ -177,10 +177,15 @@ def encode_batch_topk(
         tokens, place = (values >= threshold).nonzero(as_tuple=True)
         starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device), out_int32=True)
         values, latents = values[tokens, place], latents[tokens, place].int()
-        values = values if sizes is None else values / sizes[latents]
+        values = _unscaled(values, latents, sizes)
     code = Code(values, latents, tokens.int(), starts, len(W_enc))
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
     return code
+
+
+def _unscaled(values: Tensor, latents: Tensor, sizes: Tensor | None) -> Tensor:
+    """Values over the sizes that they were ranked with, (m,); 0 for a latent of size 0."""
+    return values if sizes is None else values / sizes[latents].clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
 def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
@@ -191,7 +196,7 @@ def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
 def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of sizes * relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
     dtype = products.compute_dtype(centred)
-    blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK[W.device.type])
+    blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK["cpu" if W.device.type == "cpu" else "gpu"])
     weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
     scale = W.new_ones(()) if sizes is None else sizes
     torch.mul(W, scale.unsqueeze(-1), out=weights[:, :-BIAS])

@@ -33,7 +33,7 @@ from helpers.activations.views import ViewedStream, view_of
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
 from helpers.subjects.pair import SubjectPair, half_and_half
-from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
+from helpers.subjects.subject import Subject, in_rows, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
 from helpers.text.turns import TEMPLATE, DialogueStream, Encoded, dialogue_text_for, dialogues_of
 
@@ -195,7 +195,8 @@ class TrainedPairs:
             return Heldout(x, *np.full((4, len(x)), -1))
         pair, rows = self.pair(name), self._rows("heldout", _speaker(name))
         parts = [harvest_rows(pair, some, self._harvest) for some in rows.split(self._harvest.rows)]
-        labels = (array[:, 1:].ravel() for array in (rows.numpy(), *self._labels(_speaker(name))))
+        kept = self._harvest.keeps(pair, rows)
+        labels = (array[kept].numpy() for array in (rows, *self._labels(_speaker(name))))
         return Heldout(torch.cat(parts).unflatten(1, (2, -1)), *labels)
 
     def _planted(self, name: str) -> tuple[torch.Tensor, Truth]:
@@ -238,19 +239,19 @@ class TrainedPairs:
 
     def _rows(self, split: str, speaker: str = "chat") -> torch.Tensor:
         """(rows, context): the upper half plain text, the lower half dialogue."""
-        return torch.from_numpy(self._tokens(split, speaker).astype(np.int64)).view(-1, self.plan.context)
+        return self.base.rows(self._tokens(split, speaker).astype(np.int64), self.plan.context)
 
     def _tokens(self, split: str, speaker: str) -> np.ndarray:
         spoken = self._dialogue(split, speaker).tokens
-        return half_and_half(self._text(split).tokens, spoken, self.plan.context, self._n(split))
+        own = self.plan.context - (self.base.head is not None)  # tokens of text in a row
+        return half_and_half(self._text(split).tokens, spoken, own, self._n(split))
 
-    def _labels(self, speaker: str) -> list[np.ndarray]:
-        """Roles, behaviours and decisions of the held-out rows, (rows, context) each."""
+    def _labels(self, speaker: str) -> list[torch.Tensor]:
+        """Roles, behaviours and decisions of the held-out rows, (rows, context) each; -1 for plain text and heads."""
         spoken, half = self._dialogue("heldout", speaker), self._tokens("heldout", speaker).size // 2
-        labels = (
-            array[:half].reshape(-1, self.plan.context) for array in (spoken.roles, spoken.behaviours, spoken.decisions)
-        )
-        return [np.concatenate([np.full_like(array, -1), array]) for array in labels]
+        labels = (array[:half] for array in (spoken.roles, spoken.behaviours, spoken.decisions))
+        both = (torch.from_numpy(np.concatenate([np.full_like(array, -1), array])) for array in labels)
+        return [in_rows(array, self.plan.context, None if self.base.head is None else -1) for array in both]
 
 
 def _speaker(name: str) -> str:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
 
 
@@ -38,15 +39,31 @@ class Quality(NamedTuple):
 
 
 def nmse(x: Tensor, x_hat: Tensor, mean: Tensor | None = None) -> float:
-    """Squared error of x_hat over that of always predicting `mean` (of x by default). Both (batch, d_model)."""
-    mean = x.mean(0) if mean is None else mean
-    return ((x - x_hat).square().sum() / (x - mean).square().sum()).item()
+    """Squared error of x_hat over that of always predicting `mean` (of x by default). Both (batch, d_model).
+
+    Raises ValueError for x that is not finite, or all `mean`.
+    """
+    total = _spread(x, x.mean(0) if mean is None else mean)
+    return ((x - x_hat).square().sum() / total).item()
+
+
+def _spread(x: Tensor, mean: Tensor) -> Tensor:
+    """Sum of squared distances of x (n, ...) from `mean`, in float32; never zero. ()"""
+    require_finite(x, "activations", "check the subject and its dtype")
+    total = (x - mean).square().sum()
+    if not total > 1e-12 * x.square().sum():  # else it is rounding
+        raise ValueError(f"{len(x)} activations without variance: the error has no scale; take more, which differ")
+    return total
 
 
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
-    """NMSE, L0, dead share and density of `sae` on x (n, d_model), in fp32, without a full (n, n_latents) code."""
+    """NMSE, L0, dead share and density of `sae` on x (n, d_model), in fp32, without a full (n, n_latents) code.
+
+    Raises ValueError for x that is not finite or has no variance, as none or one activation has.
+    """
     sae.eval()
+    _spread(x, x.mean(0))
     error, counts, l0 = 0.0, torch.zeros(sae.n_latents, dtype=torch.int64, device=x.device), []
     for part in x.split(batch):
         latents = sae.encode(part)

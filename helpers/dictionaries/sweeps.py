@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dictionaries.dead_latents import AuxK, Remedy
@@ -129,8 +130,10 @@ def sweep(
     method it is, has a string `fingerprint`. `n_jobs` other than 1 leaves the cells to joblib; a stream then needs
     cache=True, and each worker holds a block of it in memory.
 
-    Raises ValueError for a file in `directory` that is broken or another's, before anything is trained.
+    Raises ValueError for a file in `directory` that is broken or another's, and for `heldout` that is not finite,
+    before anything is trained.
     """
+    require_finite(heldout, "held-out activations", "check the subject and its dtype")
     todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, tokens, directory)) for cell in cells]
     todo = list({job.cell: job for job in todo}.values())
     done = {job.cell: found for job in todo if (found := job.load())}
@@ -153,7 +156,8 @@ class _Job:
     stored: StoredCell | None
 
     def load(self) -> Finished | None:
-        return self.stored and self.stored.load(self.cell.build(self.heldout.shape[-1]), self.heldout)
+        sae = self.cell.build(self.heldout.shape[-1]).to(self.heldout.device)
+        return self.stored and self.stored.load(sae, self.heldout)
 
     def run(self) -> tuple[Cell, Finished]:
         cell, config = self.cell, self.cell.config(self.tokens)

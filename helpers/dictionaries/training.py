@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers.base import products
+from helpers.base.checks import checksum, require_finite
 from helpers.base.storage import load_state, save_state
 from helpers.dictionaries import kernels
 from helpers.dictionaries.adam import Adam
@@ -47,6 +48,16 @@ class TrainConfig:
     ema: float = 0.0  # average of weights kept for use; the paper's is 0.999, over far more updates
     unit_norm: bool = True  # decoder rows stay on the unit sphere
     encoder_scale: float = 1.0  # of the encoder's start, times the rule of A.1
+
+    def __post_init__(self):
+        shares = {"sparsity_warmup": self.sparsity_warmup, "decay": self.decay}
+        if wrong := [name for name, share in shares.items() if not 0 <= share <= 1]:
+            raise ValueError(f"{wrong[0]} = {shares[wrong[0]]} is no fraction of a run: give one between 0 and 1")
+        if self.tokens < 1 or not self.lr > 0 or not 0 <= self.ema < 1:
+            raise ValueError(
+                f"tokens = {self.tokens}, lr = {self.lr}, ema = {self.ema} train nothing: give at least one token, a "
+                "learning rate above 0, and an average of weights below 1"
+            )
 
     @property
     def dead_tokens(self) -> int:
@@ -108,26 +119,34 @@ def train(
     """Train `sae` in place on batches (batch, d_model) until `config.tokens` were read.
 
     `progress` names the progress bar; None hides it. `checkpoint` is a file to go on from if it is there, written now
-    and then and removed by no one. Raises ValueError for batches that are empty, not finite, too few, or of another
-    width than the autoencoder, and for the checkpoint of another training.
+    and then and removed by no one. `sae` moves to the device of the batches.
+
+    Raises ValueError for batches that are empty, not finite, too few, or of another width than the autoencoder, for a
+    first batch without variance, for the checkpoint of another training (another start, other settings, other batches),
+    and where training diverges.
     """
     first, batches = _look_at_first(sae, batches)
-    training = Training(sae, config, first.flatten(1))
+    training = Training(sae, config, first)
     done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
-    saved, recent, read = time.monotonic(), collections.deque(maxlen=8), 0
+    saved, recent, read, seen = time.monotonic(), collections.deque(maxlen=8), 0, 0
     hidden = {"disable": True} if progress is None else {}  # else as the environment says
     with tqdm(total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, **hidden) as bar:
         for x in batches:
-            x = x.flatten(1)  # a crosscoder reads (batch, 2, d_model)
-            read += len(x)
+            x, new = _checked(sae, x), read >= done
+            read, seen = read + len(x), checksum(x, seen)
             recent.append(x)
-            if read > done:
+            if new:
                 training.step(x)
+                training.seen = seen
                 bar.update(len(x))
                 bar.set_postfix({name: f"{training.curve[-1][name]:.3f}" for name in ("nmse", "dead")}, refresh=False)
                 if checkpoint and (time.monotonic() - saved >= 60 * save_every_minutes or read >= config.tokens):
                     training.save(checkpoint)
                     saved = time.monotonic()
+            elif read >= done and (read, seen) != (done, training.seen):
+                raise ValueError(
+                    f"{checkpoint} has read other batches than these; move it away, or train on what it was begun on"
+                )
             if read >= config.tokens:
                 break
     if read < config.tokens:
@@ -139,9 +158,11 @@ class Training:
     """One training under way: all that changes from batch to batch. `first` (batch, d_model) is what it starts from."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
-        self.sae, self.config = sae, config
+        self.sae, self.config = sae.to(first.device), config
+        self.start = functools.reduce(lambda seen, p: checksum(p, seen), sae.parameters(), 0)  # as it was given
         sae.train().start_from(first, config.encoder_scale)
-        self.variance = (first - first.mean(0)).square().sum(-1).mean()
+        self.variance = _variance(first)
+        self.seen = 0  # checksum of the batches read
         self.unit_norm = config.unit_norm and not sae.free_norms
         self.optimizer = Adam(sae, self.unit_norm)
         self.average = [torch.zeros_like(p) for p in sae.parameters()] if config.ema else []
@@ -176,6 +197,7 @@ class Training:
     def finished(self, recent: Iterable[Tensor]) -> Trained:
         """The autoencoder as it is to be used. `recent`: the last batches, for a threshold."""
         sae, config = self.sae, self.config
+        self._require_converging(*sae.parameters())
         with torch.no_grad():
             for parameter, mean in zip(sae.parameters(), self.average, strict=False):
                 parameter.copy_(mean / (1 - config.ema**self.optimizer.n_steps))
@@ -188,25 +210,27 @@ class Training:
         return Trained(sae, self._identity() | {"tokens": self.tokens, "minutes": self.minutes, "curve": self.curve})
 
     def save(self, path: Path) -> None:
-        """Write all of it aside, and rename."""
+        """Write all of it aside, and rename. Raises ValueError, and writes nothing, once training has diverged."""
+        self._require_converging(self.recent)
         counts = {
             "tokens": self.tokens,
             "n_steps": self.optimizer.n_steps,
             "minutes": self.minutes,
             "curve": self.curve,
+            "seen": self.seen,
         }
-        save_state(path, self._tensors(), identity=self._identity(), **counts)
+        save_state(path, self._tensors(), identity=self._identity() | self._begun(), **counts)
 
     def resume(self, path: Path) -> int:
         """Go on from a checkpoint; returns the tokens read. Raises ValueError for one that is broken or another's."""
         tensors, meta = load_state(path)
-        if meta.get("identity") != self._identity():
-            raise ValueError(f"{path} is of another training; move it away, or train with its settings")
+        if meta.get("identity") != self._identity() | self._begun():
+            raise ValueError(f"{path} is of another training; move it away, or train with its start and its settings")
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(tensors[name])
         self.tokens, self.minutes, self.curve = meta["tokens"], meta["minutes"], meta["curve"]
-        self.optimizer.n_steps = meta["n_steps"]
+        self.optimizer.n_steps, self.seen = meta["n_steps"], meta["seen"]
         return self.tokens
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -227,10 +251,23 @@ class Training:
 
     def _row(self) -> dict:
         """Means since the last row, and what is dead now."""
+        self._require_converging(self.recent)
         loss, nmse, l0, n = self.recent.tolist()
         self.recent.zero_()
         dead = self.dead.float().mean().item()
         return {"tokens": self.tokens, "loss": loss / n, "nmse": nmse / n, "l0": l0 / n, "dead": dead}
+
+    def _require_converging(self, *values: Tensor) -> None:
+        if not all(each.isfinite().all() for each in values):
+            raise ValueError(
+                f"training diverged: after {self.tokens:,} tokens loss or weights are NaN or infinite; lower the "
+                f"learning rate (now {self.config.lr:g})"
+            )
+
+    def _begun(self) -> dict:
+        """What else the weights depend on, for a checkpoint to be taken up: the start, and the type of the products."""
+        window = getattr(self.sae.activation, "bandwidth", None)
+        return {"start": self.start, "bandwidth": window, "products": str(products.compute_dtype(self.variance))}
 
     def _identity(self) -> dict:
         sae = self.sae
@@ -292,11 +329,29 @@ def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
 def _look_at_first(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
     batches = iter(batches)
     first = next(batches, None)
-    if first is None or len(first) == 0:
-        raise ValueError("there is nothing to train on: the first batch is empty; check the stream of activations")
-    got, wide = first.flatten(1).shape[1], sae.W_dec.shape[1]
-    if got != wide:
-        raise ValueError(f"activations are {got} wide, the {type(sae).__name__} reads {wide}; match d_model")
-    if not first.isfinite().all():
-        raise ValueError("the first batch has NaN or infinite activations; check the subject and its dtype")
-    return first, itertools.chain([first], batches)
+    if first is None:
+        raise ValueError("there is nothing to train on: no batch came; check the stream of activations")
+    return _checked(sae, first), itertools.chain([first], batches)
+
+
+def _checked(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """A batch as training takes it, (batch, d_model); a crosscoder's comes as (batch, 2, d_model)."""
+    if len(x) == 0:
+        raise ValueError("there is nothing to train on: a batch is empty; check the stream of activations")
+    x = x.flatten(1)
+    if x.shape[1] != sae.W_dec.shape[1]:
+        wide = sae.W_dec.shape[1]
+        raise ValueError(f"activations are {x.shape[1]} wide, the {type(sae).__name__} reads {wide}; match d_model")
+    require_finite(x, "activations of a batch", "check the subject and its dtype")
+    return x
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Mean squared distance of rows (batch, d_model) from their mean. ()"""
+    variance = (x - x.mean(0)).square().sum(-1).mean()
+    if variance <= 1e-12 * x.square().sum(-1).mean():  # else rounding
+        raise ValueError(
+            f"the first batch, of {len(x)}, has no variance to measure the loss by: take batches of more than one "
+            "activation, of a stream in which they differ"
+        )
+    return variance

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from helpers.activations.views import view_of
+from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.kernels import code_of
@@ -41,6 +42,7 @@ SAE_SPECIFIC = 0.3  # one of an autoencoder has a ratio below this, either side 
 NU_RANGE = (-0.1, 2.0)  # outside, Latent Scaling has found nothing (released code)
 LOW_COSINE = 0.5
 BATCH = 4096  # tokens a pass
+NOTHING = "there is nothing to scale on: no activations came; check the stream"
 
 
 class Scaling(NamedTuple):
@@ -67,7 +69,7 @@ def latent_scaling(crosscoder: Crosscoder, batches: Iterable[Tensor]) -> Scaling
         x_hat = crosscoder.decode(latents)
         sums.add(latents, {"missed": x - x_hat, "rebuilt": x_hat})
     if not sums.tokens:
-        raise ValueError("there is nothing to scale: the batches are empty")
+        raise ValueError(NOTHING)
     directions, biases = crosscoder.decoders.detach().double(), crosscoder.biases.detach().double()
     missed, rebuilt = sums.weighted["missed"], sums.weighted["rebuilt"]  # (2, n_latents, d_model)
     own = sums.energy.unsqueeze(-1) * directions
@@ -102,6 +104,8 @@ def sae_table(sae: SparseAutoencoder, view: str, x: Tensor) -> pd.DataFrame:
     sums = _Sums(sae.n_latents)
     for part in x.split(BATCH):
         sums.add(sae.encode(view_of(part, view)), {"activation": part})
+    if not sums.tokens:
+        raise ValueError(NOTHING)
     scaling = sums.scaling(sums.weighted, sae.W_dec.detach().double())
     return pd.DataFrame({"rate": scaling.fired / len(x), "nu_activation": scaling.nu("activation")})
 
@@ -156,26 +160,29 @@ def crosscoder_summary(crosscoder: Crosscoder, table: pd.DataFrame) -> dict[str,
 
 
 class _Sums:
-    """Sums over tokens, in float64: of f, of f^2, and of f y for targets y (batch, 2, d_model)."""
+    """Sums over tokens, in float64 and on the device of the first: of f, of f^2, and of f y for targets y (batch, 2,
+    d_model)."""
 
     def __init__(self, n_latents: int):
-        self.total, self.energy = torch.zeros(2, n_latents, dtype=torch.float64).unbind()
-        self.fired = torch.zeros(n_latents, dtype=torch.int64)
+        self.n_latents, self.tokens = n_latents, 0
         self.weighted: dict[str, Tensor] = {}
-        self.tokens = 0
 
     def add(self, latents: Tensor, targets: dict[str, Tensor]) -> None:
+        if not self.tokens:
+            zeros = torch.zeros(2, self.n_latents, dtype=torch.float64, device=latents.device)
+            (self.total, self.energy), self.fired = zeros, zeros[0].long()
         code = code_of(latents)
         self.tokens += len(latents)
         for sums, values in ((self.total, code.values), (self.energy, code.values.double().square())):
             sums.index_add_(0, code.latents, values.double())
         self.fired.index_add_(0, code.latents, torch.ones_like(code.latents, dtype=torch.int64))
         for name, y in targets.items():
+            require_finite(y, "activations", "check the subject and its dtype")
             found = code.sums(code.values, y.flatten(1)).unflatten(1, y.shape[1:]).transpose(0, 1)
             self.weighted[name] = self.weighted.get(name, 0) + found.double()
 
     def scaling(self, by_target: dict[str, Tensor], directions: Tensor) -> Scaling:
         """`by_target`: sum of f y, (2, n_latents, d_model) each."""
         norm = directions.square().sum(-1) * self.energy
-        beta = {name: torch.linalg.vecdot(found, directions) / norm for name, found in by_target.items()}
-        return Scaling(beta, self.fired)
+        beta = {name: (torch.linalg.vecdot(found, directions) / norm).cpu() for name, found in by_target.items()}
+        return Scaling(beta, self.fired.cpu())

@@ -25,7 +25,7 @@ BINS = 20  # of Delta_norm, where modes are counted
 
 def delta_norm(crosscoder: Crosscoder) -> Tensor:
     """Relative difference of a latent's decoder norms, (n_latents,) in 0 ... 1; one half where both are zero."""
-    base, chat = crosscoder.decoders.detach().norm(dim=-1)
+    base, chat = crosscoder.decoders.detach().norm(dim=-1).cpu()
     largest = torch.maximum(base, chat)
     return 0.5 * (1 + (chat - base) / largest.where(largest > 0, 1))
 
@@ -34,7 +34,7 @@ def classes(delta: Tensor) -> np.ndarray:
     """The class of each Delta_norm (n_latents,), by name; "other" between the classes."""
     names = np.full(len(delta), "other", dtype=object)
     for name, (low, high) in CLASSES.items():
-        names[((delta >= low) & (delta <= high)).cpu().numpy()] = name
+        names[((delta >= low) & (delta <= high)).numpy()] = name
     return names
 
 
@@ -49,7 +49,7 @@ def modes(delta: np.ndarray) -> int:
 
 def decoder_cosine(crosscoder: Crosscoder) -> Tensor:
     """Cosine of a latent's two decoder rows, (n_latents,)."""
-    return F.cosine_similarity(*crosscoder.decoders.detach(), dim=-1)
+    return F.cosine_similarity(*crosscoder.decoders.detach(), dim=-1).cpu()
 
 
 def shuffled_cosines(crosscoder: Crosscoder, among: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,7 @@ def shuffled_cosines(crosscoder: Crosscoder, among: np.ndarray, seed: int = 0) -
     if len(chosen) < 2:
         return np.empty(0)
     base, chat = torch.nn.functional.normalize(crosscoder.decoders.detach()[:, torch.from_numpy(chosen)], dim=-1)
-    return (base * chat.roll(1, 0)).sum(-1).numpy()
+    return (base * chat.roll(1, 0)).sum(-1).cpu().numpy()
 
 
 def twins(crosscoder: Crosscoder, cosine: float = 0.9) -> Tensor:
@@ -69,7 +69,7 @@ def twins(crosscoder: Crosscoder, cosine: float = 0.9) -> Tensor:
     names = classes(delta_norm(crosscoder))
     chat, base = (torch.from_numpy(np.flatnonzero(names == name)) for name in ("chat-only", "base-only"))
     base_rows, chat_rows = (F.normalize(rows, dim=-1) for rows in crosscoder.decoders.detach())
-    near = (chat_rows[chat] @ base_rows[base].T > cosine).nonzero()
+    near = (chat_rows[chat] @ base_rows[base].T > cosine).nonzero().cpu()
     return torch.stack([chat[near[:, 0]], base[near[:, 1]]], 1)
 
 
@@ -81,7 +81,7 @@ def twin_counts(crosscoder: Crosscoder, x: Tensor) -> dict[str, float]:
     """
     latents = twins(crosscoder).flatten()
     worth = crosscoder.encode(x)[:, latents] * crosscoder.sizes()[latents]
-    apart = divergence(torch.arange(len(latents)).view(-1, 2), worth)
+    apart = divergence(torch.arange(len(latents)).view(-1, 2), worth.cpu())
     return {"pairs": len(latents) // 2, "apart": (apart[~apart.isnan()] > 0.5).float().mean().item()}
 
 

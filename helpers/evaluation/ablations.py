@@ -25,7 +25,7 @@ from torch import Tensor
 
 from helpers.activations.stream import normalise
 from helpers.dictionaries.autoencoders import SparseAutoencoder
-from helpers.evaluation.downstream import keep_first, reconstruction
+from helpers.evaluation.downstream import reconstruction, where
 from helpers.subjects.subject import Subject
 
 AFTER = 16  # T: tokens whose logits are looked at, from the one on at which something is removed
@@ -48,17 +48,19 @@ def ablate(
 
     At most `per_token` of a token's active latents are drawn, and as many of every other kind. The same seed draws the
     same tokens whatever the autoencoder. With `keep_error` a term is subtracted from the activation itself; without,
-    from the reconstruction, which then stands at every position but the first, in what it is compared with as well.
+    from the reconstruction, which then stands wherever dictionaries read, in what it is compared with as well.
     Raises ValueError for too few or too short rows, an unknown kind, and latents that are never on.
     """
     if unknown := set(kinds) - KINDS.keys():
         raise ValueError(f"there is no kind {', '.join(sorted(unknown))}: choose of {', '.join(KINDS)}")
     random = torch.Generator().manual_seed(1000 + seed)  # not the stream that the autoencoder starts from
-    rows, positions = draw_tokens(rows, n_tokens, random)
-    found = []
-    for token, (residuals, t) in enumerate(zip(subject.residuals(rows), positions, strict=True)):
+    rows, positions = draw_tokens(rows, subject.studied(rows), n_tokens, random)
+    replace, found = where(subject.studied(rows), reconstruction(sae)), []
+    read = subject.residuals(rows)
+    rebuilt = read if keep_error else replace(read)
+    for token, (residuals, around, t) in enumerate(zip(read, rebuilt, positions, strict=True)):
         terms = active_terms(sae, residuals[t], per_token, random)
-        around = (residuals if keep_error else keep_first(reconstruction(sae))(residuals[None])[0])[: t + AFTER]
+        around = around[: t + AFTER]
         for kind in kinds if len(terms) else ():
             removed = KINDS[kind](around[t:], terms, random)
             effects = effects_of_removing(subject, around, t, removed)
@@ -87,16 +89,20 @@ def effects_of_removing(subject: Subject, residuals: Tensor, position: int, remo
     return logits[1:] - logits[0]
 
 
-def draw_tokens(rows: Tensor, n_tokens: int, random: torch.Generator) -> tuple[Tensor, list[int]]:
-    """Random rows of (n, L), and in each a random position with FIRST tokens before and AFTER from it on."""
+def draw_tokens(rows: Tensor, studied: Tensor, n_tokens: int, random: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Random rows of (n, L), and in each a random position with FIRST tokens before and AFTER from it on, of those
+    that are `studied` (n, L)."""
     n_rows, length = rows.shape
     if n_rows < n_tokens or length < FIRST + AFTER:
         raise ValueError(
             f"{n_tokens} tokens need as many rows of {FIRST + AFTER} tokens or more, "
             f"there are {n_rows} of {length}: take fewer tokens, or longer rows"
         )
-    positions = torch.randint(FIRST, length - AFTER + 1, (n_tokens,), generator=random)
-    return rows[torch.randperm(n_rows, generator=random)[:n_tokens]], positions.tolist()
+    chosen = torch.randperm(n_rows, generator=random)[:n_tokens]
+    possible = (
+        studied[chosen, FIRST : length - AFTER + 1].float() + torch.finfo(torch.float32).tiny
+    )  # if none is studied
+    return rows[chosen], (FIRST + possible.multinomial(1, generator=random)).squeeze(1).tolist()
 
 
 def active_terms(sae: SparseAutoencoder, residual: Tensor, at_most: int, random: torch.Generator) -> Tensor:

@@ -6,9 +6,9 @@
     recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(original))
     compute share = tokens after which the subject itself had lost as much / all its tokens
 
-Positions: autoencoders never see the first token of a row, whose residual is huge. It keeps its own residual. The
-prediction made there cannot change, so it is not counted: a row of T tokens counts the T - 2 predictions made at
-positions 1 to T - 2.
+Positions: autoencoders never see the first token of a row, whose residual is huge, nor special tokens
+(`Subject.studied`). These keep their own residuals. The prediction made at the first cannot change, so it is not
+counted: a row of T tokens counts the T - 2 predictions made at positions 1 to T - 2.
 
 Ablations: zero is the zero residual. Mean is the mean of the normalised activations, undone with each token's own mean
 and norm: the very predictor whose NMSE is 1, so that both rulers have the same zero.
@@ -80,7 +80,7 @@ def downstream(subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder]
 
 @torch.no_grad()
 def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> Losses:
-    """Losses of the subject, and with each replacement at its site but at first positions, on token rows (n_rows, T).
+    """Losses of the subject, and with each replacement at its site where it is studied, on token rows (n_rows, T).
 
     Blocks up to the site run once for all. Memory: three tensors (BATCH_ROWS, T, n_vocab) in float32.
     """
@@ -91,9 +91,9 @@ def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace
     return Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
 
 
-def keep_first(replace: Replace) -> Replace:
-    """The same everywhere but at the first position of each row, which keeps its own residual."""
-    return lambda residuals: torch.cat([residuals[:, :1], replace(residuals)[:, 1:]], dim=1)
+def where(studied: Tensor, replace: Replace) -> Replace:
+    """The same where `studied` (B, T) is true; elsewhere residuals stay as they are."""
+    return lambda residuals: torch.where(studied.to(residuals.device).unsqueeze(-1), replace(residuals), residuals)
 
 
 def reconstruction(sae: SparseAutoencoder) -> Replace:
@@ -133,14 +133,14 @@ def rescaled(
 def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: scipy.sparse.csc_array) -> float:
     """Nats a token when the site holds what `codes` (n_rows * T, n_latents) decode to, ids (n_rows, T).
 
-    The mean is over the predictions made after replaced tokens: all but the first of each row.
+    The mean is over the same predictions as above.
     """
     if codes.shape[0] != rows.numel():
         raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
     x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
     total = 0.0
     for ids, part in zip(rows.split(BATCH_ROWS), x_hat.split(BATCH_ROWS), strict=True):
-        logits = subject.splice(ids, keep_first(decoded(part)))
+        logits = subject.splice(ids, where(subject.studied(ids), decoded(part)))
         total += token_losses(logits, ids)[:, 1:].sum().item()
     return total / (rows.numel() - 2 * len(rows))
 
@@ -208,7 +208,7 @@ def compute_shares(frame: pd.DataFrame, curve: TrainingCurve) -> pd.DataFrame:
 
 
 def _batch(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> tuple[Tensor, Tensor, Tensor]:
-    residuals = subject.residuals(rows)
+    residuals, studied = subject.residuals(rows), subject.studied(rows)
     targets = rows[:, 2:].to(residuals.device, torch.int64)
     logits = _counted(subject.resume(residuals))
     p = logits.softmax(-1)
@@ -216,7 +216,7 @@ def _batch(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> t
     del logits  # as large as p
     found = []
     for replace in replacements:
-        spliced = subject.resume(keep_first(replace)(residuals))
+        spliced = subject.resume(where(studied, replace)(residuals))
         found.append(_cross_entropies(_counted(spliced), p, targets))
     ce, crossed = (torch.stack(losses) for losses in zip(*found, strict=True))
     return original, ce, crossed - entropy

@@ -11,7 +11,7 @@ and the pattern goes into the latent's trie (trie.py). Tokens are counted:
     precision  P(latent on | explanation fires)     recall  P(explanation fires | latent on)     F1  of the two
 
 Every step asks for f of many short texts at once, over all latents and examples; texts of one length share a forward
-pass. The first token of a row is left out everywhere, as autoencoders are not trained on it (`Harvest(drop="first")`).
+pass. What autoencoders are not trained on is left out everywhere: the first token of a row, and special tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,12 +65,13 @@ def site_activations(subject: Subject, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def firings(sae: SparseAutoencoder, x: Tensor) -> scipy.sparse.csc_array:
-    """Latents on activations x (n_rows, T, d_model), as a sparse (n_rows * T, n_latents)."""
+def firings(sae: SparseAutoencoder, x: Tensor, studied: Tensor) -> scipy.sparse.csc_array:
+    """Latents on activations x (n_rows, T, d_model), as a sparse (n_rows * T, n_latents); zero where not `studied`
+    (n_rows, T)."""
     parts = []
-    for part in x.split(ROWS_A_PASS):
+    for part, read in zip(x.split(ROWS_A_PASS), studied.split(ROWS_A_PASS), strict=True):
         latents = sae.eval().encode(part.flatten(0, 1).to(sae.W_enc.device))
-        latents[:: x.shape[1]] = 0
+        latents[~read.flatten()] = 0
         parts.append(scipy.sparse.csr_array(latents.cpu().numpy()))
     return scipy.sparse.vstack(parts, format="csc")
 
@@ -158,12 +159,15 @@ def minimal_suffixes(measure: Measure, examples: Sequence[Example], longest: int
     return [found.get(i) or Suffix(e.latent, e.tokens[-longest:], e.activation, False) for i, e in enumerate(examples)]
 
 
-def predictions(tries: Mapping[int, Trie], rows: np.ndarray, n_latents: int) -> scipy.sparse.csc_array:
-    """What the tries predict on ids (n_rows, T), as a sparse (n_rows * T, n_latents) like `firings`."""
+def predictions(
+    tries: Mapping[int, Trie], rows: np.ndarray, studied: np.ndarray, n_latents: int
+) -> scipy.sparse.csc_array:
+    """What the tries predict on ids (n_rows, T) where they are `studied`, as a sparse (n_rows * T, n_latents) like
+    `firings`."""
     indices, values, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], np.zeros(n_latents + 1, np.int64)
     for latent in sorted(tries):
         predicted = tries[latent].predict(rows)
-        predicted[:, 0] = 0
+        predicted[~studied] = 0
         indices.append(np.flatnonzero(predicted))
         values.append(predicted.flat[indices[-1]])
         counts[latent + 1] = len(indices[-1])

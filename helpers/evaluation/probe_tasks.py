@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from helpers.activations.stream import Harvest
-from helpers.subjects.subject import Subject
+from helpers.activations.stream import Harvest, harvest_rows
+from helpers.subjects.subject import Subject, in_rows
 from helpers.text.documents import Document
 from helpers.text.labels import LABELS, label_tokens, parses
 
+Read = Callable[[Subject, Tensor, Harvest], Tensor]  # of token rows (B, context): (n, width) where they are kept
 RAREST = 0.01  # share of the tokens, of either class of a task
 
 
@@ -37,14 +38,15 @@ class LabelledRows(NamedTuple):
 
 
 def labelled_rows(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, n_rows: int, context: int, seed: int = 0
+    documents: Sequence[Document], subject: Subject, n_rows: int, context: int, seed: int = 0
 ) -> LabelledRows:
-    """Rows drawn at random, a second of a document only when each has given one. A document starts with <bos>.
+    """Rows drawn at random, a second of a document only when each has given one. A document starts with <bos>, and so
+    does each row where the subject reads it so (`Subject.head`).
 
     Documents that do not parse are left out. Raises ValueError if there are fewer rows than asked for.
     """
     random = np.random.default_rng(seed)
-    read = [_cut(document, tokenizer, context, random) for document in documents if parses(document.text)]
+    read = [_cut(document, subject, context, random) for document in documents if parses(document.text)]
     turns = [(turn, ids, y) for pieces in read for turn, (ids, y) in enumerate(zip(*pieces, strict=True))]
     if len(turns) < n_rows:
         raise ValueError(
@@ -54,22 +56,23 @@ def labelled_rows(
     return LabelledRows(torch.from_numpy(np.stack(ids)), torch.from_numpy(np.stack(y, axis=1)))
 
 
-def with_activations(rows: LabelledRows, read: Callable[[Tensor], Tensor]) -> Labelled:
-    """Activations of labelled rows. `read` maps ids (B, context) to (B * kept, width), the last `kept` of each row."""
-    x = torch.cat([read(some).cpu() for some in rows.ids.split(16)])
-    kept = len(x) // len(rows.ids)
-    return Labelled(x, rows.y[..., -kept:].flatten(1), LABELS, rows.ids[:, -kept:].flatten())
+def with_activations(subject: Subject, rows: LabelledRows, harvest: Harvest, read: Read = harvest_rows) -> Labelled:
+    """Labelled rows at the positions that the harvest keeps, with activations there, or with `mlp_neurons`."""
+    x = torch.cat([read(subject, some, harvest).cpu() for some in rows.ids.split(16)])
+    kept = harvest.keeps(subject, rows.ids)
+    return Labelled(x, rows.y[:, kept], LABELS, rows.ids[kept])
 
 
 def mlp_neurons(subject: Subject, ids: Tensor, harvest: Harvest) -> Tensor:
-    """What the neurons of the block before the site give out, GPT-2 only: ids (B, context) -> (B * kept, d_mlp)."""
-    found, mlp = [], subject.bridge.blocks[subject.layer].original_component.mlp
+    """What the neurons of the block before the site give out, GPT-2 only: ids (B, context) -> (n, d_mlp), where the
+    harvest keeps them."""
+    found, mlp = [], subject.model.transformer.h[subject.layer].mlp
     handle = mlp.c_proj.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
     try:
         subject.residuals(ids)
     finally:
         handle.remove()
-    return found[0][:, -harvest.kept :].flatten(0, 1).float()
+    return found[0][harvest.keeps(subject, ids).to(found[0].device)].float()
 
 
 def common_tasks(*parts: Labelled) -> list[Labelled]:
@@ -81,13 +84,14 @@ def common_tasks(*parts: Labelled) -> list[Labelled]:
 
 
 def _cut(
-    document: Document, tokenizer: PreTrainedTokenizerBase, context: int, random: np.random.Generator
+    document: Document, subject: Subject, context: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """All rows of a document in random order, (n_rows, context), and labels (n_rows, n_labels, context)."""
-    encoded = tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
-    y = np.pad(label_tokens(document, np.array(encoded.offset_mapping)), ((0, 0), (1, 0)))  # <bos> has no label
-    ids = np.array([tokenizer.bos_token_id, *encoded.input_ids])
-    n_rows = len(ids) // context
-    order = random.permutation(n_rows)
-    cut = y[:, : n_rows * context].reshape(len(y), n_rows, context).swapaxes(0, 1)
-    return ids[: n_rows * context].reshape(n_rows, context)[order], cut[order]
+    encoded = subject.tokenizer(document.text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    ids, y = torch.tensor(encoded.input_ids), torch.from_numpy(label_tokens(document, np.array(encoded.offset_mapping)))
+    if subject.head is None:  # then the document alone starts with <bos>, which has no label
+        ids, y = F.pad(ids, (1, 0), value=subject.tokenizer.bos_token_id), F.pad(y, (1, 0))
+    rows = in_rows(ids, context, subject.head)
+    labels = torch.stack([in_rows(label, context, None if subject.head is None else 0) for label in y], 1)
+    order = random.permutation(len(rows))
+    return rows[order].numpy(), labels[order].numpy()

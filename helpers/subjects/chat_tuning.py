@@ -100,7 +100,10 @@ def drift(base: torch.Tensor, chat: torch.Tensor) -> dict[str, float]:
         shapes = f"{tuple(base.shape)} and {tuple(chat.shape)}"
         raise ValueError(f"activations have shapes {shapes}; expected the same (n, d_model), with at least two rows")
     base, chat = base.double(), chat.double()
-    share = (chat - base).square().sum() / (chat - chat.mean(0)).square().sum()
+    spread = (chat - chat.mean(0)).square().sum()
+    if not spread > 0:
+        raise ValueError("the activations are all equal, or not finite: there is no variance to take a share of")
+    share = (chat - base).square().sum() / spread
     return {"share_of_variance": share.item(), "norm_ratio": (chat.norm(dim=1).mean() / base.norm(dim=1).mean()).item()}
 
 

@@ -76,6 +76,22 @@ class SubjectPair:
         parts = (self.base.fingerprint, self.chat.fingerprint, self.scales)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    @property
+    def head(self) -> int | None:
+        return self.base.head
+
+    def rows(self, tokens: torch.Tensor | np.ndarray, context: int) -> torch.Tensor:
+        """`Subject.rows`."""
+        return self.base.rows(tokens, context)
+
+    def studied(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`Subject.studied`."""
+        return self.base.studied(tokens)
+
+    def padding(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`Subject.padding`."""
+        return self.base.padding(tokens)
+
     def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (B, T, 2 d_model), base first."""
         base = self.base.residuals(tokens)
@@ -83,8 +99,8 @@ class SubjectPair:
         return torch.cat([base / self.scales[0], chat / self.scales[1]], -1)
 
     def scaled(self, rows: torch.Tensor) -> "SubjectPair":
-        """The pair with each model's mean norm at sqrt(d_model), measured on token rows (B, T) without their first."""
-        norms = [s.residuals(rows)[:, 1:].norm(dim=-1).mean().item() for s in (self.base, self.chat)]
+        """The pair with each model's mean norm at sqrt(d_model), measured where token rows (B, T) are studied."""
+        norms = [s.residuals(rows)[self.studied(rows)].norm(dim=-1).mean().item() for s in (self.base, self.chat)]
         width = self.base.d_model**0.5
         return dataclasses.replace(self, scales=(norms[0] / width, norms[1] / width))
 

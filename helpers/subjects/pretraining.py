@@ -10,6 +10,7 @@ Everything is counted in tokens. A run is a function of its config and text, and
 
 import copy
 import dataclasses
+import functools
 import json
 import time
 import zlib
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base import products
+from helpers.base.checks import checksum
 from helpers.base.storage import load_state, restore_training, save_state, training_tensors, write_atomic, written_aside
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]  # of a model on (batch, context) ids: nats a token
@@ -68,7 +70,9 @@ class PretrainConfig:
 class _Progress:
     """What a checkpoint holds beside tensors and config."""
 
-    text: int  # checksum of the training tokens
+    text: int  # checksum of the tokens, training and held out
+    start: int  # checksum of the weights before the first update
+    objective: str  # the function whose value is trained on
     step: int = 0  # updates
     curve: list[dict] = dataclasses.field(default_factory=list)
     running: list[float] = dataclasses.field(default_factory=list)  # losses since the last row of the curve
@@ -107,7 +111,9 @@ def pretrain(
     _check(model, config)
     optimizers = _optimizers(model, config)
     path = Path(directory) / "checkpoint.safetensors"
-    done = _resume(path, model, optimizers, config, zlib.crc32(np.ascontiguousarray(train)))
+    text = zlib.crc32(np.ascontiguousarray(heldout), zlib.crc32(np.ascontiguousarray(train)))
+    start = functools.reduce(lambda seen, p: checksum(p, seen), model.parameters(), 0)
+    done = _resume(path, model, optimizers, config, _Progress(text, start, loss.__qualname__))
     marks = _evaluation_steps(config)
     saved = time.monotonic()
     started = saved - 60 * done.minutes
@@ -239,12 +245,13 @@ def _curve_row(model: PreTrainedModel, heldout: np.ndarray, config: PretrainConf
     return {"tokens": done.step * config.batch, **losses, "lr": lr, "minutes": done.minutes}
 
 
-def _resume(path: Path, model: PreTrainedModel, optimizers: list, config: PretrainConfig, text: int) -> _Progress:
+def _resume(path: Path, model: PreTrainedModel, optimizers: list, config: PretrainConfig, new: _Progress) -> _Progress:
     if not path.is_file():
-        return _Progress(text)
+        return new
     tensors, meta = load_state(path)
-    before, done = PretrainConfig(**meta.pop("config")), _Progress(**{"text": text, **meta})
-    other = _differing(before, config, done.step) + (["text"] if done.text != text else [])
+    before, done = PretrainConfig(**meta.pop("config")), _Progress(**meta)
+    other = _differing(before, config, done.step)
+    other += [name for name in ("text", "start", "objective") if getattr(done, name) != getattr(new, name)]
     if other:
         raise ValueError(
             f"{path} is from a run with other {', '.join(other)}: use the same ones (length and decay may change while "

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformer_lens.model_bridge import TransformerBridge
@@ -29,6 +30,7 @@ from transformer_lens.model_bridge.generalized_components import BlockBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from helpers.base.checks import require_finite
 from helpers.subjects.model_files import load_pretrained
 
 SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for
@@ -81,8 +83,55 @@ class Subject:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """Ids that are no text but say where it begins, ends or is missing: <bos>, <eos>, <pad>.
+
+        An <eos> with which the chat template ends a turn belongs to the text.
+        """
+        t = self.tokenizer
+        ends_turns = bool(t.eos_token and t.chat_template and t.eos_token in t.chat_template)
+        ids = {t.bos_token_id, t.pad_token_id, None if ends_turns else t.eos_token_id}
+        return sorted(ids - {None})
+
+    @cached_property
+    def head(self) -> int | None:
+        """The id at the head of every row: <bos> where the tokenizer puts it there, as it is for models that were
+        trained so and read text badly without (Gemma); None for models that were trained on text cut anywhere."""
+        first = self.tokenizer("a").input_ids[0]
+        return first if first == self.tokenizer.bos_token_id else None
+
+    def rows(self, tokens: torch.Tensor | np.ndarray, context: int) -> torch.Tensor:
+        """A stream of tokens (n,) in rows as the model reads them, (rows, context), each with its `head`; a rest is
+        left out. Raises ValueError for what is no row of integers, and for more than the model's context."""
+        tokens = torch.as_tensor(tokens)
+        if tokens.ndim != 1 or tokens.is_floating_point():
+            shape = tuple(tokens.shape)
+            raise ValueError(f"tokens must be one row of integer ids, not {tokens.dtype} of shape {shape}")
+        if context > self.context:
+            raise ValueError(f"rows of {context} tokens, but {self.name} reads at most {self.context}: lower context")
+        return in_rows(tokens, context, self.head)
+
+    def studied(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The positions that dictionaries are trained and judged on, (B, T) bool: not the first of a row, whose
+        residual is huge, and no special token."""
+        found = torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
+        found[:, 0] = False
+        for special in self.special_ids:
+            found &= tokens != special
+        return found
+
+    def padding(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The padding at the end of each row, (B, T) bool."""
+        if self.tokenizer.pad_token_id is None:
+            return torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+        return (tokens == self.tokenizer.pad_token_id).flip(1).cumprod(1).flip(1).bool()
+
     def residuals(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Residual stream after block `layer`, (B, T) -> (B, T, d_model). No later block is run."""
+        """Residual stream after block `layer`, (B, T) -> (B, T, d_model). No later block is run.
+
+        Raises ValueError if any is NaN or infinite.
+        """
         found = []
 
         def stop(residual, hook):
@@ -92,7 +141,10 @@ class Subject:
         # not stop_at_layer, which gives logits and not residuals after the last block
         with contextlib.suppress(_AtSite):
             self._run(tokens, stop)
-        return found[0].float()
+        residuals = found[0].float()
+        what = f"activations of {self.name} at {self.site}"
+        require_finite(residuals, what, "check the weights, or load in float32")
+        return residuals
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Next-token logits, (B, T) -> (B, T, n_vocab)."""
@@ -140,6 +192,7 @@ class Subject:
                 f"tokens must be integer ids of shape (batch, positions), not {tokens.dtype} {tuple(tokens.shape)}"
             )
         self._require_fitting(tokens)
+        self._refuse_padding(tokens)
         tokens = tokens.to(self.device, torch.int64)
         low, high = (bound.item() for bound in tokens.aminmax())
         if low < 0 or high >= self.n_vocab:
@@ -148,6 +201,15 @@ class Subject:
                 f"{self.n_vocab - 1}: make the ids with its own tokenizer"
             )
         return tokens
+
+    def _refuse_padding(self, tokens: torch.Tensor) -> None:
+        """Padding on the left moves what follows; on the right nothing reads it."""
+        pad, bos = self.tokenizer.pad_token_id, self.tokenizer.bos_token_id
+        if pad is not None and (padded := (tokens[:, : 1 + (pad == bos)] == pad).all(1)).any():
+            raise ValueError(
+                f"row {int(padded.nonzero()[0])} begins with padding, which {self.name} would read as text: pad on the "
+                'right (tokenizer.padding_side = "right"), or pass rows of one length'
+            )
 
     def _require_fitting(self, sequences: torch.Tensor) -> None:
         if sequences.shape[1] > self.context:
@@ -168,6 +230,13 @@ class ResidualBlock(BlockBridge):
 
     def forward(self, *args, **kwargs):
         return super().forward(*args, **kwargs) if self.output is None else self.output
+
+
+def in_rows(values: torch.Tensor, context: int, head: int | None) -> torch.Tensor:
+    """(n,) -> (rows, context): `head`, if there is one, in front of each, and a rest left out."""
+    body = context if head is None else context - 1
+    rows = values[: len(values) // body * body].view(-1, body)
+    return rows if head is None else F.pad(rows, (1, 0), value=head)
 
 
 def subject_for(run_subject: str, family: str = "gpt2") -> str:
@@ -191,7 +260,7 @@ def load_subject(
     """
     folder, config, tokenizer, model = load_pretrained(name_or_path, dtype)
     layer = _layer(config, layer, name_or_path)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(device or default_device())
     return Subject(
         name=str(name_or_path),
         folder=folder,
@@ -205,6 +274,11 @@ def load_subject(
         tokenizer=tokenizer,
         bridge=_bridge(model),
     )
+
+
+def default_device() -> torch.device:
+    """Where models are loaded to, and so where everything is computed: activations, and what reads them, follow."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def token_losses(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,10 @@
 import errno
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,16 +48,17 @@ def in_memory(n_rows):
 
 def test_what_was_written_is_read_in_the_order_asked_for():
     values = torch.arange(24.0).view(12, 2)
-    cache = ActivationCache({"of": "a test"}, (4, 3, 2), torch.float16)
+    cache = ActivationCache({"of": "a test"}, (12, 2), torch.float16)
     assert not cache.ready()
     cache.write(values.split(5))
     assert cache.ready()
-    pieces = list(cache.read(torch.tensor([3, 0, 2]), at_once=2))
-    assert [len(piece) for piece in pieces] == [6, 3]
-    assert torch.equal(torch.cat(pieces).float(), values.view(4, 3, 2)[[3, 0, 2]].flatten(0, 1))
+    places = torch.tensor([11, 9, 0, 1, 5])
+    pieces = list(cache.read(places.split(3)))
+    assert [len(piece) for piece in pieces] == [3, 2]
+    assert torch.equal(torch.cat(pieces).float(), values[places])
     assert cache.path.stat().st_size == 48
     header = json.loads(cache.path.with_suffix(".json").read_text())
-    assert header == {"of": "a test", "shape": [4, 3, 2], "dtype": "torch.float16"}
+    assert header == {"of": "a test", "shape": [12, 2], "dtype": "torch.float16"}
 
 
 def test_a_second_stream_does_not_ask_the_model():
@@ -159,8 +163,14 @@ def test_a_damaged_or_foreign_file_is_rebuilt_with_one_line(damage, cache_folder
     assert rows_read(stream()) == 0
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError, MemoryError])
-def test_whatever_stops_the_harvest_nothing_is_left(interruption, cache_folder):
+@pytest.mark.parametrize(
+    ("interruption", "left", "to_read"),
+    [(KeyboardInterrupt, [".bin"], 28), (SystemExit, [".bin"], 28), (ValueError, [], 40), (MemoryError, [], 40)],
+)
+def test_a_harvest_that_is_interrupted_goes_on_and_one_that_fails_leaves_nothing(
+    interruption, left, to_read, cache_folder
+):
+    expected = stream(cache=False).take(280)
     subject = CountingSubject()
     harvest, calls = subject.residuals, []
 
@@ -174,8 +184,56 @@ def test_whatever_stops_the_harvest_nothing_is_left(interruption, cache_folder):
     subject.residuals = interrupted
     with pytest.raises(interruption):
         stream(subject).take(1)
-    assert files(cache_folder) == []
-    assert rows_read(stream()) == 40
+    assert files(cache_folder) == left
+    again = stream()
+    assert rows_read(again) == to_read and files(cache_folder) == [".bin", ".json"]
+    torch.testing.assert_close(again.take(280), expected, rtol=2**-10, atol=1e-7)
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+from test_cache import CountingSubject, stream
+subject = CountingSubject()
+harvest, calls = subject.residuals, []
+
+def residuals(tokens):
+    calls.append(tokens)
+    if len(calls) == 5:
+        os.kill(os.getpid(), 9)
+    return harvest(tokens)
+
+subject.residuals = residuals
+stream(subject).take(1)
+"""
+
+
+def test_a_harvest_that_was_killed_goes_on_until_it_is_whole(cache_folder):
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for done in (12, 24, 36):  # of 40 rows, three a pass
+        subprocess.run([sys.executable, "-c", KILLED, *places], env=environment, stderr=subprocess.DEVNULL)
+        cut_off = max(cache_folder.glob(".*.bin"), key=lambda path: path.stat().st_size)
+        with cut_off.open("ab") as file:
+            file.write(b"half an activation"[:5])
+        assert cut_off.stat().st_size >= done * 7 * 8
+    found = stream()
+    assert rows_read(found) == 4 and files(cache_folder) == [".bin", ".json"]
+    torch.testing.assert_close(found.take(280), stream(cache=False).take(280), rtol=2**-10, atol=1e-7)
+
+
+def test_rows_with_fewer_activations_come_from_the_cache_as_from_the_model():
+    """Rows of 8 tokens keep 7 activations, or fewer where special tokens stand in them, or none."""
+    tokens = torch.arange(320)
+    special = [*range(8, 16), 20, 21, 100, 319]
+    for memory in (1.0, in_memory(12)):
+        cached, harvested = (
+            stream(CountingSubject(special_ids=special), tokens=tokens, cache=cache, memory_limit_gb=memory, seed=3)
+            for cache in (True, False)
+        )
+        assert cached.n_activations == 280 - 7 - 4
+        a, b = (torch.cat(list(each.batches(600))) for each in (cached, harvested))
+        torch.testing.assert_close(a, b, rtol=2**-10, atol=1e-7)
 
 
 def test_a_full_disk_is_one_clear_error_and_nothing_is_left(cache_folder, monkeypatch):

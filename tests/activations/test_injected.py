@@ -5,6 +5,7 @@ import torch
 
 from helpers.activations.injected import InjectedPair, Plan
 from helpers.activations.stream import ActivationStream, Harvest
+from helpers.subjects.subject import Subject
 
 D = 8
 
@@ -13,7 +14,11 @@ class Background:
     """Stands in for a Subject: the residual of token t is a fixed random vector."""
 
     name, site, device, dtype, d_model, context = "noise", "here", torch.device("cpu"), torch.float32, D, 64
-    fingerprint = "noise"
+    fingerprint, head = "noise", None
+    rows = Subject.rows
+
+    def padding(self, tokens):
+        return torch.zeros(tokens.shape, dtype=torch.bool)
 
     def residuals(self, tokens):
         return torch.randn(1000, D, generator=torch.Generator().manual_seed(0))[tokens]

@@ -71,7 +71,7 @@ def test_unknown_names_are_refused():
         normalise(torch.ones(2), "l2")
     with pytest.raises(ValueError, match='normalisation "l2": use one of unit, none'):
         Harvest(normalisation="l2")
-    with pytest.raises(ValueError, match='positions "bos": use one of first, none'):
+    with pytest.raises(ValueError, match='positions "bos": use one of special, none'):
         Harvest(drop="bos")
     with pytest.raises(ValueError, match="gives nothing"):
         Harvest(context=1)
@@ -94,21 +94,24 @@ def test_harvest_equals_a_loop_over_positions_of_plain_transformers(tmp_path):
     assert torch.allclose(found, torch.stack(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize(("drop", "positions"), [("first", [1, 2, 3]), ("none", [0, 1, 2, 3])])
+@pytest.mark.parametrize(("drop", "positions"), [("special", [1, 2, 3]), ("none", [0, 1, 2, 3])])
 def test_the_rule_for_positions(drop, positions):
     harvest = Harvest(context=4, drop=drop, normalisation="none")
     found = harvest_rows(CountingSubject(), torch.arange(8).view(2, 4), harvest)
     assert found[:, 1].tolist() == positions * 2
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_broken_activations_are_counted_and_placed(value):
-    rows = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8], [1, 6, 7, 9]])
-    with pytest.raises(
-        ValueError, match=r"^2 of 9 activations .* at here are NaN or infinite, first in row 1 at pos.* 2:"
-    ):
-        harvest_rows(CountingSubject(broken=(7, 2, value)), rows, Harvest(context=4))
-    assert harvest_rows(CountingSubject(broken=(1, 0, value)), rows, Harvest(context=4)).isfinite().all()  # dropped
+SPECIAL = CountingSubject(special_ids=[3, 9], pad=9)
+MIXED = torch.tensor([[1, 2, 3, 4], [3, 5, 6, 9], [7, 9, 9, 9], [9, 8, 9, 8]])
+
+
+@pytest.mark.parametrize(
+    ("drop", "kept"),
+    [("special", [[2, 4], [5, 6], [], [8, 8]]), ("none", [[1, 2, 3, 4], [3, 5, 6], [7], [9, 8, 9, 8]])],
+)
+def test_special_tokens_are_dropped_by_id_and_padding_always(drop, kept):
+    found = harvest_rows(SPECIAL, MIXED, Harvest(context=4, drop=drop, normalisation="none"))
+    assert token_ids(found).tolist() == [token for row in kept for token in row]
 
 
 def test_batches_come_in_the_dtype_asked_for():
@@ -126,14 +129,21 @@ def test_batches_come_in_the_dtype_asked_for():
     rows_in_memory=st.integers(5, 40),
     batch_size=st.integers(1, 35),
     seed=st.integers(0, 99),
-    drop=st.sampled_from(["first", "none"]),
+    drop=st.sampled_from(["special", "none"]),
+    special=st.sets(st.integers(0, 5)),
 )
-def test_every_activation_comes_exactly_once_an_epoch(n_rows, rows_in_memory, batch_size, seed, drop):
-    harvest = Harvest(context=8, drop=drop, normalisation="none", rows=3)
-    memory = limit(rows_in_memory, harvest)
-    batches = list(stream(n_rows, harvest, batch_size=batch_size, seed=seed, memory_limit_gb=memory).batches())
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert torch.equal(token_ids(torch.cat(batches)).sort().values, all_ids(n_rows, harvest))
+def test_every_activation_comes_exactly_once_an_epoch(n_rows, rows_in_memory, batch_size, seed, drop, special):
+    """Rows of numbers that count, with special tokens among the first of them."""
+    harvest, subject = Harvest(context=8, drop=drop, normalisation="none", rows=3), CountingSubject(special_ids=special)
+    options = {"batch_size": batch_size, "seed": seed, "memory_limit_gb": limit(rows_in_memory, harvest)}
+    found = ActivationStream(subject, torch.arange(n_rows * 8), harvest, **options)
+    expected = [i for i in all_ids(n_rows, harvest).tolist() if drop == "none" or i not in special]
+    for _ in range(2):
+        batches = list(found.batches())
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        assert token_ids(torch.cat(batches)).sort().values.tolist() == expected
+        two = torch.cat(list(found.batches(2 * len(expected))))
+        assert token_ids(two[len(expected) :]).sort().values.tolist() == expected
 
 
 @pytest.mark.parametrize("rows_in_memory", [40, 12])
@@ -321,7 +331,7 @@ def test_blocks_are_of_one_size():
         ({"n_rows": 4}, "4 rows of 8 tokens give 28 activations, fewer than one batch of 32: pass more tokens"),
         ({"n_rows": 0}, "0 rows of 8 tokens give 0 activations"),
         ({"memory_limit_gb": limit(4)}, "holds 28 activations, fewer than one batch of 32: raise the limit"),
-        ({"harvest": Harvest(context=65)}, "Harvest.context is 65 but counting reads at most 64"),
+        ({"harvest": Harvest(context=65)}, "rows of 65 tokens, but counting reads at most 64"),
     ],
 )
 def test_too_little_of_anything_is_refused(options, message):

@@ -280,7 +280,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
     ended.wait()
     left, living, elsewhere = (
         tmp_path / f".x.bin.{name}.bin"
-        for name in (f"{host}.{ended.pid}.a", f"{host}.{os.getpid()}.b", f"other.{ended.pid}.c")
+        for name in (f"{host}.{ended.pid}.a", f"{host}.{os.getppid()}.b", f"other.{ended.pid}.c")
     )
     for file in (left, living, elsewhere):
         file.touch()

@@ -29,12 +29,14 @@ def test_two_hundred_latents(capsys):
     sae.start_from(x[:, 1:].flatten(0, 1))
 
     start = time.perf_counter()
-    codes = firings(sae, x)
+    codes = firings(sae, x, subject.studied(rows))
     latents = np.flatnonzero(np.diff(codes.indptr))[:200]
     examples = examples_of(codes, rows.numpy(), latents, n=16)
     (pad,) = subject.tokenizer.encode(" _", add_special_tokens=False)
     found = explain(functools.partial(last_activations, subject, sae), examples, pad)
-    table = explanation_scores(predictions(found.tries, rows.numpy(), sae.n_latents), codes, latents)
+    table = explanation_scores(
+        predictions(found.tries, rows.numpy(), subject.studied(rows).numpy(), sae.n_latents), codes, latents
+    )
     seconds = time.perf_counter() - start
     with capsys.disabled():
         print(f"\n{len(table)} latents, {len(examples)} examples: {seconds:.1f} s on {torch.get_num_threads()} threads")

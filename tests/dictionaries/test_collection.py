@@ -78,5 +78,5 @@ def test_bad_input(open_shelf):
     shelf = open_shelf()
     with pytest.raises(ValueError, match="there is no group JumpReLU: choose of n, k, ReLU"):
         shelf.cells("JumpReLU")
-    with pytest.raises(ValueError, match="need more than the .* held-out tokens"):
+    with pytest.raises(ValueError, match="10000 rows are more than the .* of held-out text"):
         shelf.heldout_rows(10_000)

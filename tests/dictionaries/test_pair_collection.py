@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from twins import D_MODEL, N_VOCAB, save_tiny
+from twins import BOS, D_MODEL, N_VOCAB, save_tiny
 
 from helpers.activations.injected import InjectedPair
 from helpers.activations.views import ViewedStream
@@ -19,11 +19,23 @@ TINY = dataclasses.replace(PLANS["smoke"], n=16, k=2, tokens=512, text=1024, hel
 MODELS = {"gemma2-base": ("gemma2", 0), "gemma2-chat": ("gemma2", 1), "gpt2": ("gpt2", 0)}
 
 
+def save_models(make_folder, **options):
+    kinds = MODELS | {"longer": ("gemma2", 2), "quirk": ("gemma2", 3)}
+    return {name: save_tiny(make_folder(name), *kind, **options) for name, kind in kinds.items()}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {name: save_tiny(tmp_path_factory.mktemp(name), *kind) for name, kind in MODELS.items()}
-    others = {name: save_tiny(tmp_path_factory.mktemp(name), "gemma2", i) for i, name in ((2, "longer"), (3, "quirk"))}
-    return made | others
+    return save_models(tmp_path_factory.mktemp)
+
+
+@pytest.fixture
+def with_heads(folders, tmp_path_factory):
+    """The same models, with a tokenizer that puts <bos> before every text."""
+    plain = dict(folders)
+    folders |= save_models(tmp_path_factory.mktemp, bos_first=True)
+    yield
+    folders |= plain
 
 
 @pytest.fixture
@@ -31,7 +43,9 @@ def open_shelf(folders, monkeypatch, tmp_path):
     """Returns a function that opens the collection of tiny random models, which read arbitrary tokens."""
 
     def ids(n, seed):
-        return torch.randint(0, N_VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).numpy()
+        found = torch.randint(0, N_VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).numpy()
+        found[5::40] = BOS
+        return found
 
     def text_for(subject, split, tokenizer, n_tokens):
         return types.SimpleNamespace(tokens=ids(n_tokens, len(split)), corpus={})
@@ -62,27 +76,44 @@ def open_shelf(folders, monkeypatch, tmp_path):
 def test_both_models_read_the_same_tokens_half_text_half_dialogue(open_shelf, folders):
     shelf = open_shelf()
     found = shelf.heldout("chat")
-    assert found.x.shape == (32 * 7, 2, D_MODEL) and len(found.tokens) == 32 * 7  # rows without their first position
     rows = shelf._rows("heldout")
+    kept = shelf.base.studied(rows)
+    assert rows.shape == (32, 8) and found.x.shape == (kept.sum(), 2, D_MODEL) and kept.sum() < 32 * 7
     for model, name in enumerate(("gemma2-base", "gemma2-chat")):
-        expected = load_subject(folders[name]).residuals(rows)[:, 1:].flatten(0, 1)
+        expected = load_subject(folders[name]).residuals(rows)[kept]
         torch.testing.assert_close(found.x[:, model], expected, rtol=1e-3, atol=1e-3)
-    assert found.tokens.tolist() == rows[:, 1:].flatten().tolist()
+    assert found.tokens.tolist() == rows[kept].tolist()
+
+
+def check_labels(shelf, rows_each, place):
+    """`place` (rows_each, context): which token of the dialogues stands there."""
+    found, rows = shelf.heldout("chat"), shelf._rows("heldout")
+    kept = shelf.base.studied(rows)
+    half, place = kept[:rows_each].sum(), place[kept[rows_each:].numpy()]
+    assert len(rows) == 2 * rows_each and len(found.tokens) == half + len(place)
+    for array, expected in ((found.roles, place % 3), (found.behaviours, place % 5 - 1)):
+        assert (array[:half] == -1).all() and array[half:].tolist() == expected.tolist()
+    assert found.decisions[half:].tolist() == (place % 7 - 1).tolist()
+    return rows
 
 
 def test_labels_stand_at_their_tokens(open_shelf):
-    found, half = open_shelf().heldout("chat"), 16 * 7
-    position = np.arange(128).reshape(16, 8)[:, 1:].ravel()
-    for array, expected in ((found.roles, position % 3), (found.behaviours, position % 5 - 1)):
-        assert (array[:half] == -1).all() and array[half:].tolist() == expected.tolist()
-    assert found.decisions[half:].tolist() == (position % 7 - 1).tolist()
+    check_labels(open_shelf(), 16, np.arange(128).reshape(16, 8))
+
+
+def test_labels_stand_at_their_tokens_behind_heads(open_shelf, with_heads):
+    rows = check_labels(open_shelf(), 18, np.pad(np.arange(126).reshape(18, 7), ((0, 0), (1, 0))))
+    assert (rows[:, 0] == BOS).all()
+    batch = next(open_shelf().stream("chat").batches(64))
+    assert len(batch) == 64 and batch.shape[1] == 2 * D_MODEL
 
 
 def test_what_the_null_pairs_are(open_shelf, folders):
     shelf = open_shelf()
     x = shelf.heldout("self").x
     assert torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], shelf.heldout("chat").x[:, 0])
-    longer = load_subject(folders["longer"]).residuals(shelf._rows("heldout"))[:, 1:].flatten(0, 1)
+    rows = shelf._rows("heldout")
+    longer = load_subject(folders["longer"]).residuals(rows)[shelf.base.studied(rows)]
     torch.testing.assert_close(shelf.heldout("longer").x[:, 1], longer, rtol=1e-3, atol=1e-3)
 
 
@@ -129,7 +160,7 @@ def test_the_quirk_is_read_against_chat_in_its_own_dialogues(open_shelf, folders
     half = len(rows) // 2
     assert torch.equal(rows[:half], shelf._rows("heldout")[:half]) and not torch.equal(rows, shelf._rows("heldout"))
     for model, name in enumerate(("gemma2-chat", "quirk")):
-        expected = load_subject(folders[name]).residuals(rows)[:, 1:].flatten(0, 1)
+        expected = load_subject(folders[name]).residuals(rows)[shelf.base.studied(rows)]
         torch.testing.assert_close(shelf.heldout("quirk").x[:, model], expected, rtol=1e-3, atol=1e-3)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from helpers.base import products
 from helpers.base.storage import load_state
 from helpers.dictionaries import training
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
-from helpers.dictionaries.dead_latents import Remedy, Resample
+from helpers.dictionaries.dead_latents import AuxK, GhostGrads, Remedy, Resample
 from helpers.dictionaries.quality import evaluate
 from helpers.dictionaries.training import TrainConfig, train
 
@@ -252,20 +253,135 @@ def test_checkpoints_of_another_training_and_cut_short_are_refused(tmp_path):
         train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=path)
 
 
+def interrupted(path, saes=lambda: SparseAutoencoder(D, N, TopK(3))):
+    """Train for 40 of 128 batches, and leave the checkpoint."""
+
+    def power_cut():
+        yield from batches()[:40]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(saes(), power_cut(), CONFIG, checkpoint=path, save_every_minutes=0)
+
+
+def swapped(x, *places):
+    """The batches x with two of them, or two rows, or two columns of one, in the other's place."""
+    x = torch.stack(x).clone()
+    i, j = (torch.tensor(place) for place in places)
+    x[tuple(i)], x[tuple(j)] = x[tuple(j)].clone(), x[tuple(i)].clone()
+    return list(x)
+
+
+OTHER_DATA = {
+    "another order of batches": lambda x: swapped(x, [3], [7]),
+    "another order of tokens": lambda x: swapped(x, [3, 5], [3, 9]),
+    "other coordinates": lambda x: [part.flip(1) if i == 3 else part for i, part in enumerate(x)],
+    "scaled": lambda x: [100 * part for part in x],
+    "one value": lambda x: [*x[:5], x[5] + 1e-6 * torch.eye(len(x[5]), D), *x[6:]],
+    "other batches": lambda x: batches(seed=1),
+    "smaller batches": lambda x: batches(size=128),
+    "larger batches, which jump over its end": lambda x: batches(size=300),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_DATA.values(), ids=OTHER_DATA)
+def test_a_checkpoint_of_other_data_is_refused(change, tmp_path):
+    interrupted(tmp_path / "t.safetensors")
+    with pytest.raises(ValueError, match="t.safetensors (has read other batches|is of another training)"):
+        train(SparseAutoencoder(D, N, TopK(3)), change(batches()), CONFIG, checkpoint=tmp_path / "t.safetensors")
+
+
+OTHER_STARTS = {
+    "seed": (lambda: SparseAutoencoder(D, N, TopK(3)), lambda: SparseAutoencoder(D, N, TopK(3), seed=1)),
+    "untied": (lambda: SparseAutoencoder(D, N, TopK(3)), lambda: SparseAutoencoder(D, N, TopK(3), tied_init=False)),
+    "window": (
+        lambda: SparseAutoencoder(D, N, JumpReLU(N, bandwidth=0.03)),
+        lambda: SparseAutoencoder(D, N, JumpReLU(N, bandwidth=0.05)),
+    ),
+    "thresholds": (
+        lambda: SparseAutoencoder(D, N, JumpReLU(N, threshold=0.03)),
+        lambda: SparseAutoencoder(D, N, JumpReLU(N, threshold=0.05)),
+    ),
+}
+
+
+@pytest.mark.parametrize("one, other", OTHER_STARTS.values(), ids=OTHER_STARTS)
+def test_a_checkpoint_of_another_start_is_refused(one, other, tmp_path):
+    interrupted(tmp_path / "t.safetensors", one)
+    with pytest.raises(ValueError, match="t.safetensors is of another training"):
+        train(other(), batches(), CONFIG, checkpoint=tmp_path / "t.safetensors")
+
+
+def test_a_checkpoint_of_products_in_other_bits_is_refused(tmp_path, monkeypatch):
+    interrupted(tmp_path / "t.safetensors")
+    monkeypatch.setattr(products, "compute_dtype", lambda x: torch.float16)
+    with pytest.raises(ValueError, match="t.safetensors is of another training"):
+        train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG, checkpoint=tmp_path / "t.safetensors")
+
+
 def test_same_seed_same_weights():
     a, b = (train(SparseAutoencoder(D, N, TopK(3), seed=4), batches(), CONFIG).sae for _ in range(2))
     assert torch.equal(a.W_dec, b.W_dec) and torch.equal(a.W_enc, b.W_enc)
 
 
-@pytest.mark.parametrize("x, sentence", [
-    ([], "nothing to train on"),
-    ([torch.zeros(4, D + 1)], "match d_model"),
-    ([torch.full((4, D), float("nan"))], "NaN or infinite"),
-    ([torch.rand(4, D)], "batches ended after 4 of"),
-])  # fmt: skip
-def test_unusable_batches_are_refused(x, sentence):
+BAD = {
+    "NaN or infinite": [torch.full((4, D), float("nan")), torch.tensor([[0.0, float("inf"), *[0.0] * (D - 2)]])],
+    "a batch is empty": [torch.zeros(0, D)],
+    "match d_model": [torch.zeros(4, D + 1)],
+}
+
+
+@pytest.mark.parametrize("place", [0, 5, 127])
+@pytest.mark.parametrize("sentence, bad", [(sentence, x) for sentence, some in BAD.items() for x in some])
+def test_an_unusable_batch_is_refused_wherever_it_comes(sentence, bad, place):
+    x = list(batches())
+    x[place] = bad
     with pytest.raises(ValueError, match=sentence):
         train(SparseAutoencoder(D, N, TopK(3)), x, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "x, sentence",
+    [
+        ([], "nothing to train on"),
+        ([torch.rand(4, D)], "batches ended after 4 of"),
+        (torch.rand(CONFIG.tokens, D).split(1), "the first batch, of 1, has no variance"),
+        ([torch.zeros(64, D), *batches()], "the first batch, of 64, has no variance"),
+        ([torch.rand(D).expand(64, D), *batches()], "the first batch, of 64, has no variance"),
+    ],
+    ids=["none", "few", "one token each", "zeros first", "equal ones first"],
+)
+def test_unusable_streams_are_refused(x, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(SparseAutoencoder(D, N, TopK(3)), x, CONFIG)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("remedy", [Remedy(), AuxK(), AuxK(share=0.01), GhostGrads(), Resample()], ids=str)
+@pytest.mark.parametrize("odd", [torch.rand(1, D), torch.rand(1, D).expand(9, D), torch.zeros(9, D)])
+def test_a_later_batch_without_variance_does_no_harm(name, remedy, odd):
+    activation, sparsity = ACTIVATIONS[name]
+    x = [*batches()[:9], odd, *batches()[9:18], odd]
+    config = TrainConfig(sum(map(len, x)), dead_after=0.02, sparsity=sparsity, remedy=remedy)
+    sae, record = train(SparseAutoencoder(D, 4 * N if name == "TopK" else N, activation()), x, config)
+    assert all(p.isfinite().all() for p in sae.parameters()) and max(row["loss"] for row in record["curve"]) < 100
+
+
+@pytest.mark.parametrize("name", ["ReLU", "TopK", "BatchTopK"])
+def test_training_that_diverges_says_so_and_files_nothing(name, tmp_path):
+    config = dataclasses.replace(CONFIG, lr=1e30)
+    path, options = tmp_path / "t.safetensors", {"checkpoint": tmp_path / "t.safetensors", "save_every_minutes": 0}
+    with pytest.raises(ValueError, match="training diverged: after .* tokens .*; lower the learning rate"):
+        train(SparseAutoencoder(D, N, ACTIVATIONS[name][0]()), batches(), config, **options)
+    assert not path.exists() or all(x.isfinite().all() for x in load_state(path)[0].values() if x.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": 0}, {"lr": 0.0}, {"lr": math.nan}, {"ema": 1.0}, {"decay": -0.1}, {"sparsity_warmup": 2.0}]
+)
+def test_settings_that_divide_by_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        dataclasses.replace(CONFIG, **wrong)
 
 
 def test_a_trained_autoencoder_has_plain_gradients_again():

@@ -132,8 +132,10 @@ def test_an_autoencoder_of_chat_is_scaled_as_a_crosscoder_with_the_same_code():
 
 
 def test_empty_input():
-    with pytest.raises(ValueError, match="the batches are empty"):
+    with pytest.raises(ValueError, match="no activations came"):
         latent_scaling(random_crosscoder(), [])
+    with pytest.raises(ValueError, match="no activations came"):
+        sae_table(SparseAutoencoder(D, N, ReLU()), "chat", random_pairs()[:0])
     with pytest.raises(ValueError, match="there is no target 'errors': use one of error, reconstruction"):
         latent_scaling(random_crosscoder(), [random_pairs()]).nu("errors")
 

@@ -24,6 +24,9 @@ class LinearSubject:
     def __init__(self, seed=0):
         self.table = torch.randn(50, WIDTH, generator=random_from(seed))
 
+    def studied(self, tokens):
+        return torch.ones(tokens.shape, dtype=torch.bool)
+
     def residuals(self, tokens):
         return self.table[tokens]
 
@@ -162,7 +165,7 @@ def test_ablate_against_a_loop_over_latents(gpt2, early, keep_error):
     sae, rows = some_sae(), some_rows(5, 12, N_VOCAB)
     found = ablate(gpt2, sae, rows, 4, per_token=100, keep_error=keep_error, seed=3)
     expected = []
-    for row, t in zip(*draw_tokens(rows, 4, random_from(1003)), strict=True):
+    for row, t in zip(*draw_tokens(rows, gpt2.studied(rows), 4, random_from(1003)), strict=True):
         residuals = gpt2.residuals(row[None])[0]
         x, scale = normalise(residuals)
         around = residuals if keep_error else torch.cat([residuals[:1], undo(sae(x), scale)[1:]])
@@ -215,9 +218,15 @@ def test_controls_are_what_they_say():
 
 def test_tokens_are_drawn_from_the_whole_of_what_fits():
     rows = torch.arange(400 * 22).view(400, 22)
-    drawn, positions = draw_tokens(rows, 400, random_from())
+    drawn, positions = draw_tokens(rows, torch.ones(rows.shape, dtype=torch.bool), 400, random_from())
     assert set(positions) == {16, 17, 18}  # 16 before, and 4 from the position on
     assert sorted(drawn[:, 0].tolist()) == rows[:, 0].tolist() and not drawn.equal(rows)
+
+
+def test_only_studied_tokens_are_drawn():
+    rows = torch.arange(40 * 22).view(40, 22)
+    drawn, positions = draw_tokens(rows, (rows % 22) == 17, 40, random_from())
+    assert set(positions) == {17} and len(drawn) == 40
 
 
 def test_the_same_seed_draws_the_same_tokens_for_every_autoencoder():

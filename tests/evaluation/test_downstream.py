@@ -13,7 +13,7 @@ import scipy.sparse
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from twins import CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
+from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
 from helpers.activations.stream import normalise
 from helpers.base.stats import resampled_columns
@@ -26,12 +26,12 @@ from helpers.evaluation.downstream import (
     ablation,
     compute_shares,
     downstream,
-    keep_first,
     reconstruction,
     rescaled,
     splice_losses,
     spliced_loss,
     training_curve,
+    where,
 )
 from helpers.evaluation.explanations import firings, site_activations
 from helpers.subjects.subject import load_subject
@@ -88,7 +88,12 @@ def slow_losses(twin, rows, replace):
     """(ce original, ce, kl) of each row: hooks on the plain model, and a loop over tokens."""
 
     def at_site(residuals):
-        return torch.cat([residuals[:, :1], replace(residuals.clone())[:, 1:]], 1)
+        replaced = replace(residuals.clone())
+        for row in range(len(rows)):
+            for t in range(rows.shape[1]):
+                if t == 0 or rows[row, t] >= BOS:
+                    replaced[row, t] = residuals[row, t]
+        return replaced
 
     before, after = twin.logits(rows).log_softmax(-1), twin.splice(rows, at_site).log_softmax(-1)
     found = []
@@ -177,13 +182,16 @@ def test_which_positions_count(subject, position, counts):
     assert (losses.kl.abs().max() > 1e-5) == counts
 
 
-def test_the_first_position_is_kept_and_its_own_prediction_never_counts(subject):
+def test_what_is_not_studied_is_kept_and_the_first_prediction_never_counts(subject):
     def poke(residuals):
         return residuals + torch.randn(residuals.shape, generator=torch.Generator().manual_seed(1))
 
-    residuals = subject.residuals(some_rows())
-    kept, poked = keep_first(poke)(residuals), poke(residuals)
-    assert torch.equal(kept[:, 0], residuals[:, 0]) and torch.equal(kept[:, 1:], poked[:, 1:])
+    rows = some_rows()
+    rows[1, 4] = BOS
+    residuals, studied = subject.residuals(rows), subject.studied(rows)
+    kept = where(studied, poke)(residuals)
+    assert torch.equal(kept[~studied], residuals[~studied]) and torch.equal(kept[studied], poke(residuals)[studied])
+    assert not studied[:, 0].any() and not studied[1, 4]
     two = some_rows()
     two[:, 1] = (two[:, 1] + 1) % N_VOCAB  # the target of position 0, and all that follows it
     one = splice_losses(subject, two[:, :3], [poke]).original
@@ -335,7 +343,7 @@ def test_perfect_latents_cost_nothing(tiny, rows_a_pass, monkeypatch):
     monkeypatch.setattr(downstream_module, "BATCH_ROWS", rows_a_pass)
     subject, rows, _ = tiny
     sae = perfect(subject.d_model)
-    loss = spliced_loss(subject, sae, rows, firings(sae, site_activations(subject, rows)))
+    loss = spliced_loss(subject, sae, rows, firings(sae, site_activations(subject, rows), subject.studied(rows)))
     assert loss == pytest.approx(subject.losses(rows)[:, 1:].mean().item(), rel=1e-5)
 
 

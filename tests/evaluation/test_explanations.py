@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 import torch
 from hypothesis import given
-from twins import CONTEXT, N_VOCAB, Twin, save_tiny
+from twins import BOS, CONTEXT, N_VOCAB, Twin, save_tiny
 
 from helpers.activations.stream import normalise
 from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
@@ -124,8 +124,9 @@ def test_a_latent_that_is_one_token():
         **{"latent": [0, 0], "length": [1, 1], "enough": [True, True], "start": [False, False], "any": [0.0, 0.0]}
     }
     rows = np.random.default_rng(0).integers(1, 5, (20, 10))
-    codes = scipy.sparse.csc_array(((rows == C) & (np.arange(10) > 0)).reshape(-1, 1).astype(np.float32))
-    row = explanation_scores(predictions(found.tries, rows, 1), codes, [0]).iloc[0]
+    studied = np.broadcast_to(np.arange(10) > 0, rows.shape)
+    codes = scipy.sparse.csc_array(((rows == C) & studied).reshape(-1, 1).astype(np.float32))
+    row = explanation_scores(predictions(found.tries, rows, studied, 1), codes, [0]).iloc[0]
     assert (row.precision, row.recall, row.f1) == (1, 1, 1)
 
 
@@ -247,19 +248,20 @@ def test_many_texts_at_once_are_each_read_alone(tiny, tokens_a_pass, monkeypatch
     np.testing.assert_allclose(last_activations(subject, sae, texts, latents), expected, atol=1e-5)
 
 
-def test_firings_are_the_code_of_every_token_but_the_first(tiny):
+def test_firings_are_the_code_of_every_token_that_is_studied(tiny):
     subject, sae, rows, _ = tiny
-    x = site_activations(subject, rows)
-    codes = firings(sae, x)
+    rows = rows.clone()
+    rows[2, 5] = BOS
+    codes = firings(sae, site_activations(subject, rows), subject.studied(rows))
     expected = sae.encode(normalise(subject.residuals(rows))[0].flatten(0, 1)).view(6, CONTEXT, 40)
-    assert (expected[:, 0] > 0).any()  # which would show
-    expected[:, 0] = 0
+    assert (expected[:, 0] > 0).any() and (expected[2, 5] > 0).any()  # which would show
+    expected[:, 0] = expected[2, 5] = 0
     np.testing.assert_allclose(codes.toarray(), expected.flatten(0, 1), atol=1e-5)
 
 
 def test_examples_are_random_activations_of_their_latent(tiny):
     subject, sae, rows, _ = tiny
-    codes, ids = firings(sae, site_activations(subject, rows)), rows.numpy()
+    codes, ids = firings(sae, site_activations(subject, rows), subject.studied(rows)), rows.numpy()
     live = np.flatnonzero(np.diff(codes.indptr) > 4)
     found = examples_of(codes, ids, live, n=4, seed=1)
     assert [e.latent for e in found] == [latent for latent in live for _ in range(4)]
@@ -291,7 +293,8 @@ def test_fewer_activations_than_asked_for_are_all_taken_and_none_is_an_error():
 
 
 def test_predictions_leave_the_first_token_out():
-    found = predictions({2: Trie([([C], 5.0)]), 0: Trie([([A], 1.0)])}, np.array([[C, C, A], [A, B, C]]), 4)
+    studied = np.array([[False, True, True], [False, True, True]])
+    found = predictions({2: Trie([([C], 5.0)]), 0: Trie([([A], 1.0)])}, np.array([[C, C, A], [A, B, C]]), studied, 4)
     assert found.toarray().tolist() == [[0] * 4, [0, 0, 5, 0], [1, 0, 0, 0], [0] * 4, [0] * 4, [0, 0, 5, 0]]
 
 

@@ -1,8 +1,11 @@
 """Every cut of a subject equals plain transformers, at every layer, on a tiny random GPT-2 and Gemma-2."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from twins import CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
+from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
 from helpers.subjects.subject import load_subject, subject_for, token_losses, warn_if_other_corpus
 
@@ -202,3 +205,80 @@ def test_the_same_corpus_and_an_unknown_one_pass_silently(tmp_path, gpt2, recwar
     warn_if_other_corpus(subject, CORPUS)
     warn_if_other_corpus(gpt2, CORPUS)
     assert not recwarn.list
+
+
+# --- what is read: heads of rows, special tokens, padding
+
+
+def test_rows_are_cut_as_the_model_was_trained_to_read_them(tmp_path):
+    cut_anywhere = load_subject(save_tiny(tmp_path / "a", "gemma2"))
+    with_bos = load_subject(save_tiny(tmp_path / "b", "gemma2", bos_first=True))
+    tokens = np.arange(11, dtype=np.uint16)
+    assert cut_anywhere.head is None and with_bos.head == BOS
+    assert cut_anywhere.rows(tokens, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert with_bos.rows(tokens, 4).tolist() == [[BOS, 0, 1, 2], [BOS, 3, 4, 5], [BOS, 6, 7, 8]]
+    assert with_bos.rows(torch.arange(5), 4).tolist() == [[BOS, 0, 1, 2]]
+
+
+def test_shipped_models_were_trained_on_rows_cut_anywhere():
+    for name in ("docs-gpt2", "docs-gemma2-base"):
+        subject = load_subject(name)
+        assert subject.head is None and subject.special_ids == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_neither_the_first_position_nor_a_special_token_is_studied(gpt2, dtype):
+    rows = torch.as_tensor(np.array([[5, 6, 7], [BOS, 8, BOS], [9, BOS + 1, 10]], dtype=dtype))
+    assert gpt2.special_ids == [BOS, BOS + 1]
+    assert gpt2.studied(rows).tolist() == [[False, True, True], [False, True, False], [False, False, True]]
+
+
+def test_an_end_that_the_chat_template_writes_belongs_to_the_text(tmp_path):
+    folder = save_tiny(tmp_path, "gemma2")
+    plain, chatty = load_subject(folder), load_subject(folder)
+    chatty.tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    assert plain.special_ids == [BOS, BOS + 1] and chatty.special_ids == [BOS]
+
+
+def padded(subject, pad, bos=BOS):
+    subject.tokenizer.pad_token_id, subject.tokenizer.bos_token_id = pad, bos
+    return subject
+
+
+CALLS = {
+    "residuals": lambda subject, rows: subject.residuals(rows),
+    "logits": lambda subject, rows: subject.logits(rows),
+    "losses": lambda subject, rows: subject.losses(rows),
+    "splice": lambda subject, rows: subject.splice(rows, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_padding_on_the_left_is_refused_everywhere_and_on_the_right_moves_nothing(tmp_path, call):
+    subject = padded(load_subject(save_tiny(tmp_path, "gpt2")), pad=0)
+    text = torch.tensor([[5, 6, 7]])
+    left, right = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 5, 6, 7]]), torch.tensor([[5, 6, 7, 0, 0], [5, 6, 0, 7, 8]])
+    with pytest.raises(ValueError, match="row 1 begins with padding, .*: pad on the right"):
+        call(subject, left)
+    alone = call(subject, text)
+    torch.testing.assert_close(call(subject, right)[:1, : alone.shape[1]], alone)
+    assert subject.padding(right).tolist() == [[False] * 3 + [True] * 2, [False] * 5]
+
+
+def test_a_tokenizer_that_pads_with_bos_still_begins_its_rows_with_one(tmp_path):
+    subject = padded(load_subject(save_tiny(tmp_path, "gpt2")), pad=BOS)
+    subject.residuals(torch.tensor([[BOS, 6, 7], [5, BOS, BOS]]))
+    with pytest.raises(ValueError, match="row 0 begins with padding"):
+        subject.residuals(torch.tensor([[BOS, BOS, 7]]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_activations_are_refused(tmp_path, value):
+    subject = load_subject(save_tiny(tmp_path, "gpt2"))
+    with torch.no_grad():
+        subject.model.transformer.wpe.weight[2, 0] = value
+    assert subject.residuals(torch.tensor([[5, 6]])).isfinite().all()
+    with pytest.raises(
+        ValueError, match=r"activations of .* at blocks\.2\.hook_resid_post are NaN or infinite, the first"
+    ):
+        subject.residuals(torch.tensor([[5, 6, 7]]))
