@@ -24,7 +24,7 @@ from helpers.diffing.reading import side_by_side
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
 NO_MATHS = "mathjax_ignore tex2jax_ignore"  # else two dollar signs of a text become a formula
-BLOCKS = "▁▂▃▄▅▆▇█"
+BLOCKS, BINS = "▁▂▃▄▅▆▇█", 40  # of a histogram
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 INK = "color:#1a1a1a;background:#ffffff"  # both, everywhere: a dark theme brings its own
 MONO = "font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace"
@@ -67,7 +67,6 @@ def latent_record(
     n_random: int = 5,
     n_top: int = 5,
     context: int = 20,
-    bins: int = 40,
     promoted: Sequence[str] = (),
     seed: int = 0,
 ) -> LatentRecord:
@@ -89,7 +88,7 @@ def latent_record(
         density=positive.size / activations.size,
         mean=float(positive.mean()) if positive.size else 0.0,
         maximum=float(positive.max()) if positive.size else 0.0,
-        histogram=tuple(np.histogram(positive, bins, (0, positive.max() if positive.size else 1))[0].tolist()),
+        histogram=tuple(np.histogram(positive, BINS, (0, positive.max() if positive.size else 1))[0].tolist()),
         random=tuple(cut[0]),
         top=tuple(cut[1]),
         promoted=tuple(promoted),

@@ -33,16 +33,13 @@ from helpers.figures.canvas import (
 )
 from helpers.figures.style import FAINT, INK, LABELS, METHODS, sampled, text_on
 
-SHARE = "share per bin"
+SHARE, BINS = "share per bin", 40
 DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
 
-def show(figure: go.Figure, alt: str = "") -> None:
-    """Display one output: interactive in Jupyter, `alt` for a screen reader; it gets an image when it is stored.
-
-    `alt` is title and subtitle unless given.
-    """
-    alt = alt or " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
+def show(figure: go.Figure) -> None:
+    """Display one output: interactive in Jupyter, its titles for a screen reader; it gets an image when it is stored."""
+    alt = " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
     content = {**json.loads(figure.to_json()), "config": {"displayModeBar": False, "responsive": True}}
     display({"text/plain": alt, "application/vnd.plotly.v1+json": content}, raw=True)
 
@@ -107,21 +104,15 @@ def scatter(
     return add_paper(figure, parts, paper, x, y)
 
 
-def histogram(
-    frame: pd.DataFrame,
-    x: str,
-    *,
-    series: str | None = None,
-    bins: int = 40,
-    paper: float | None = None,
-    **canvas: Unpack[Canvas],
-) -> go.Figure:
-    """The share of each series' rows in bins of `x`, as steps over common bins; `paper` is an upright line.
+def histogram(frame: pd.DataFrame, x: str, *, series: str | None = None, **canvas: Unpack[Canvas]) -> go.Figure:
+    """The share of each series' rows in bins of `x`, as steps over common bins.
 
     On a log y axis an empty bin leaves the picture at its lower edge, as zero has no logarithm.
     """
     figure, parts = _prepared(frame, x, SHARE, series, [], canvas)
-    edges = _edges(frame[x], bins, canvas.get("log", ""))
+    log_x = "x" in canvas.get("log", "")
+    edges = np.histogram_bin_edges(np.log(frame[x]) if log_x else frame[x], BINS)
+    edges = np.exp(edges) if log_x else edges
     drawn = [(*each, np.histogram(each[-1][x], edges)[0] / len(each[-1])) for each in spread(frame, parts, series)]
     shares = np.concatenate([share for *_, share in drawn])
     floor = 0.0
@@ -133,8 +124,6 @@ def histogram(
         line = {"shape": "hv", "color": look.color, "dash": look.dash, "width": 2}
         x_steps, y_steps = plain([edges[0], *edges]), plain([floor, *share.clip(min=floor), floor])
         figure.add_scatter(x=x_steps, y=y_steps, mode="lines", line=line, **trace)
-    if paper is not None:
-        add_paper(figure, parts, pd.DataFrame({x: paper, SHARE: [floor, shares.max()]}), x, SHARE)
     return figure
 
 
@@ -244,10 +233,3 @@ def _prepared(
     log_columns = [column for axis, column in (("x", x), ("y", y)) if axis in canvas.get("log", "") and column != SHARE]
     check(frame, columns, log_columns)
     return blank(frame, x, y, series, **canvas)
-
-
-def _edges(values: pd.Series, bins: int, log: str) -> np.ndarray:
-    """Equal bins over the range of the values, equal in their logarithm where x is log."""
-    if "x" in log:
-        return np.exp(np.histogram_bin_edges(np.log(values), bins))
-    return np.histogram_bin_edges(values, bins)

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
+from helpers.figures import browser
 from helpers.figures.browser import LatentBrowser, latent_record, page, visible
 
 WORDS = np.array([["the", " cat", "\n", " sat"], [" on", " a", " mat", "."], [" <b>", "&", '"', "\t"]])
 ACTS = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 4.0, 0.0]])
 
 
-def test_a_record_by_hand():
-    record = latent_record(7, ACTS, WORDS, bins=4, context=1)
+def test_a_record_by_hand(monkeypatch):
+    monkeypatch.setattr(browser, "BINS", 4)
+    record = latent_record(7, ACTS, WORDS, context=1)
     assert (record.latent, record.n_tokens, record.density) == (7, 12, 4 / 12)
     assert (record.mean, record.maximum) == (7.5 / 4, 4.0)
     assert record.histogram == (1, 1, 1, 1)  # 0.5 | 1 | 2 | 4: bins are closed below
@@ -28,7 +30,7 @@ def test_a_record_by_hand():
 )
 def test_a_record_equals_loops_over_the_tokens(acts):
     tokens = np.arange(acts.size).reshape(acts.shape)
-    record = latent_record(0, acts, tokens, n_top=2, n_random=3, context=2, bins=3)
+    record = latent_record(0, acts, tokens, n_top=2, n_random=3, context=2)
     positive = [float(value) for value in acts.ravel() if value > 0]
     assert record.density == pytest.approx(len(positive) / acts.size)
     assert record.mean == pytest.approx(sum(positive) / max(len(positive), 1))
