@@ -136,7 +136,7 @@ def whiskers(table: pd.DataFrame, look: Look, log: str) -> dict:
         "arrayminus": plain(down),
         "color": look.color,
         "thickness": 1.5,
-        "width": 4,
+        "width": 4 if many.all() else 0,  # plotly would draw the two ends of no interval
     }
 
 

@@ -141,8 +141,7 @@ def bars(
     for trace, look, part in spread(frame, parts, series):
         table = band(part, x, y, sort=False)
         marker = {"color": look.color, "pattern": {"shape": look.pattern, "fillmode": "overlay", "size": 6}}
-        many = (table.seeds > 1).any()
-        error_y = {**whiskers(table, look, canvas.get("log", "")), "color": "black"} if many else None
+        error_y = {**whiskers(table, look, canvas.get("log", "")), "color": "black"}
         figure.add_bar(x=table[x].astype(str).tolist(), y=plain(table["mean"]), error_y=error_y, marker=marker, **trace)
     for i, (place, _) in enumerate(parts if paper else []):
         mark = {"symbol": "line-ew-open", "size": 40, "line": {"width": 3}, "color": METHODS["paper"].color}
