@@ -115,11 +115,11 @@ def histogram(frame: pd.DataFrame, x: str, *, series: str | None = None, **canva
     edges = np.exp(edges) if log_x else edges
     drawn = [(*each, np.histogram(each[-1][x], edges)[0] / len(each[-1])) for each in spread(frame, parts, series)]
     shares = np.concatenate([share for *_, share in drawn])
-    floor = 0.0
+    floor, ends = 0.0, shares.max() * np.array([-0.03, 1.2])  # room for what is written at the top
     if "y" in canvas.get("log", ""):
         least = shares[shares > 0].min()
-        floor = least / 10
-        figure.update_yaxes(range=plain(np.log10([least / 2, 3 * shares.max()])))
+        floor, ends = least / 10, np.log10([least / 2, 3 * shares.max()])
+    figure.update_yaxes(range=plain(ends))
     for trace, look, _, share in drawn:
         line = {"shape": "hv", "color": look.color, "dash": look.dash, "width": 2}
         x_steps, y_steps = plain([edges[0], *edges]), plain([floor, *share.clip(min=floor), floor])
