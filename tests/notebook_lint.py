@@ -54,7 +54,7 @@ def lint_source(notebook: NotebookNode) -> list[str]:
 
 def lint_outputs(notebook: NotebookNode) -> list[str]:
     """The rules about what a run leaves behind."""
-    rules = (_has_outputs, _errors, _output_paths, _readable, _palette, _widgets)
+    rules = (_has_outputs, _errors, _output_paths, _readable, _palette, _widgets, _gallery)
     return [problem for rule in rules for problem in rule(notebook)]
 
 
@@ -150,6 +150,13 @@ def _has_outputs(notebook: NotebookNode) -> Iterator[str]:
 def _figure(notebook: NotebookNode) -> Iterator[str]:
     if not any("image/png" in output.get("data", {}) for _, cell in _code(notebook) for output in cell.outputs):
         yield "no output is a PNG, so a code-hosting site shows no figure; run `make reference` where a Chrome is."
+
+
+def _gallery(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell in _code(notebook):
+        shown = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        if "gallery" in cell.metadata.get("tags", []) and not shown:
+            yield f"cell {number} is tagged `gallery` and shows no figure, so the README has none; tag the one that does."
 
 
 def _errors(notebook: NotebookNode) -> Iterator[str]:

@@ -170,6 +170,13 @@ def test_images_have_a_palette(notebook):
         assert len(lint(notebook)) == problems
 
 
+def test_the_cell_of_the_gallery_shows_a_figure(notebook):
+    change(notebook, metadata={"tags": ["gallery"]})
+    assert lint(notebook) == []
+    change(notebook, outputs=[new_output("stream", text="1")])
+    assert "cell 3 is tagged `gallery` and shows no figure" in lint(notebook)[-1]
+
+
 def test_links_lead_somewhere(notebook):
     (notebook.parent / "there.ipynb").touch()
     change(notebook, 0, source='[a](there.ipynb#part) [b](gone.ipynb) [c](https://example.org) <img src="no.png">')
