@@ -122,7 +122,10 @@ def auroc_scores(codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n
     columns = _columns(codes)
     n, m = columns.shape
     latents = _latents(columns)
-    ranks, zeros = _ranks(columns, latents), n - np.diff(columns.indptr)
+    zeros = n - np.diff(columns.indptr)
+    ranks = (
+        pd.Series(columns.data).groupby(latents).rank().to_numpy() + zeros[latents]
+    )  # among all tokens of its latent
     label = labels[columns.indices].astype(np.int64)
     flat = (label * m + latents)[label >= 0]
     sums = np.bincount(flat, ranks[label >= 0], n_labels * m).reshape(n_labels, m)
@@ -177,9 +180,8 @@ def behaviour_table(
     halves = [(codes[some], labels[some]) for some in (first & (labels >= 0), ~first & (labels >= 0))]
     (codes_a, labels_a), (codes_b, labels_b) = halves
     n, rows = len(names), np.arange(len(names))
-    counts = [np.bincount(each, minlength=n) for each in (labels_a, labels_b)]
-    usable = [(count > 0) & (count < count.sum()) for count in counts]
-    usable = usable[0] & usable[1]
+    counts = np.stack([np.bincount(each, minlength=n) for each in (labels_a, labels_b)])
+    usable = ((counts > 0) & (counts < counts.sum(1, keepdims=True))).all(0)
     aurocs, (f1s, cuts) = auroc_scores(codes_a, labels_a, n), cut_scores(codes_a, labels_a, n)
     allowed = np.broadcast_to(among, aurocs.shape)
     latent, f1_latent = (np.where(allowed, np.nan_to_num(s), -1).argmax(1) for s in (aurocs, f1s))
@@ -190,11 +192,11 @@ def behaviour_table(
         "auroc_chosen": aurocs[rows, latent],
         "f1": f1_scores(on, labels_b, n)[rows, rows],
         "f1_chosen": f1s[rows, f1_latent],
+        "cut": cut,
     }
-    found = {"latent": latent, "f1_latent": f1_latent}
-    found = {name: np.where(usable, each, -1) for name, each in found.items()}
-    scores = {name: np.where(usable, each, np.nan) for name, each in (scores | {"cut": cut}).items()}
-    return pd.DataFrame({"behaviour": list(names), "n": counts[1]} | found | scores)
+    table = {"behaviour": list(names), "n": counts[1]}
+    table |= {"latent": np.where(usable, latent, -1), "f1_latent": np.where(usable, f1_latent, -1)}
+    return pd.DataFrame(table | {name: np.where(usable, each, np.nan) for name, each in scores.items()})
 
 
 def detection_scores(
@@ -223,12 +225,9 @@ def rank_of(scores: np.ndarray | pd.Series, latent: int, alive: np.ndarray | Non
     Equal scores share the mean of their places. Latents without a score, or not in `alive` (bool), are left out; a
     latent that is left out has no rank (NaN).
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    counted = np.isfinite(scores) if alive is None else np.isfinite(scores) & alive
-    if latent < 0 or not counted[latent]:
-        return float("nan")
-    others = scores[counted]
-    return float((others > scores[latent]).sum() + ((others == scores[latent]).sum() + 1) / 2)
+    scores = pd.Series(np.asarray(scores, dtype=np.float64))
+    ranks = scores.where(np.isfinite(scores) & (True if alive is None else alive)).rank(ascending=False)
+    return float(ranks[latent]) if latent >= 0 else float("nan")
 
 
 def _columns(codes: scipy.sparse.sparray | np.ndarray) -> scipy.sparse.csc_array:
@@ -242,20 +241,6 @@ def _columns(codes: scipy.sparse.sparray | np.ndarray) -> scipy.sparse.csc_array
 def _latents(columns: scipy.sparse.csc_array) -> np.ndarray:
     """Of each entry, (nnz,)."""
     return np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
-
-
-def _ranks(columns: scipy.sparse.csc_array, latents: np.ndarray) -> np.ndarray:
-    """Rank of each entry among all tokens of its latent, from 1 for the lowest; equals share their mean. (nnz,)"""
-    order = np.lexsort((columns.data, latents))
-    values, latents = columns.data[order], latents[order]
-    new = np.r_[True, (np.diff(values) != 0) | (np.diff(latents) != 0)][: len(values)]
-    group = np.cumsum(new) - 1
-    zeros = columns.shape[0] - np.diff(columns.indptr)
-    places = np.arange(len(values)) - columns.indptr[latents] + 1 + zeros[latents]
-    means = np.bincount(group, places) / np.maximum(np.bincount(group), 1)
-    ranks = np.empty(len(values))
-    ranks[order] = means[group]
-    return ranks
 
 
 def _share(part: int, whole: int) -> float:
