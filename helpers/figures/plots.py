@@ -211,7 +211,8 @@ def cut(figure: go.Figure, text: str, x: float | None = None, y: float | None = 
     log = figure.layout[f"{axis}axis"].type == "log"  # where a text has its logarithm as place, and a line has not
     text_at = {f"annotation_{axis}": math.log10(at) if log else at}
     line = {"color": FAINT, "dash": "dash", "width": 1.5}
-    return add(at, line=line, annotation_text=text, annotation_font_color=FAINT, **text_at, **place)
+    text_at |= {"annotation_font_color": FAINT, "annotation_bgcolor": "rgba(255,255,255,0.8)"}
+    return add(at, line=line, annotation_text=text, **text_at, **place)
 
 
 def regions(figure: go.Figure, named: Mapping[str, tuple[float, float]]) -> go.Figure:
