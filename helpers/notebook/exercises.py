@@ -54,16 +54,15 @@ def check_answer(
 
 def difference(got: Any, expected: Any) -> str:
     """How `got` differs from `expected` in one clause, or "": first type, then length or shape, dtype, values."""
-    if isinstance(expected, torch.Tensor):
-        return _tensor_difference(got, expected) if isinstance(got, torch.Tensor) else _type_difference(got, expected)
-    if isinstance(expected, tuple | list):
-        same = isinstance(got, tuple if isinstance(expected, tuple) else list)
-        return _items_difference(got, expected) if same else _type_difference(got, expected)
     if isinstance(expected, int | float) and isinstance(got, int | float):
         got, expected = torch.tensor([got, expected], dtype=torch.float64)
+    kind = next((kind for kind in (torch.Tensor, tuple, list) if isinstance(expected, kind)), type(expected))
+    if not isinstance(got, kind):
+        return f"the type differs: expected {type(expected).__name__}, got {type(got).__name__}"
+    if kind is torch.Tensor:
         return _tensor_difference(got, expected)
-    if type(got) is not type(expected):
-        return _type_difference(got, expected)
+    if kind in (tuple, list):
+        return _items_difference(got, expected)
     return "" if got == expected else "the values differ"
 
 
@@ -92,10 +91,6 @@ def _agree(answer: Callable, wrong: Callable, cases: list[tuple]) -> bool:
 
 def _call(function: Callable, inputs: tuple) -> Any:
     return function(*copy.deepcopy(inputs))  # a function may write into its inputs
-
-
-def _type_difference(got: Any, expected: Any) -> str:
-    return f"the type differs: expected {type(expected).__name__}, got {type(got).__name__}"
 
 
 def _items_difference(got: tuple | list, expected: tuple | list) -> str:

@@ -106,7 +106,8 @@ def behaviour_rates(
     rows = []
     for name in names:
         judged = [judge(name, answer) for answer in given[name, 0.0]]
-        others = [judge(name, answer) for o in names if not _same_prompts(name, o) for answer in given[o, 0.0]]
+        elsewhere = [o for o in names if BEHAVIOURS[o].prompts != BEHAVIOURS[name].prompts]
+        others = [judge(name, answer) for o in elsewhere for answer in given[o, 0.0]]
         decoys = [judge(name, answer) for answer in given.get((name, 1.0), [])]
         shares = {"rate": _share(judged), "elsewhere": _share(others), "on_decoys": _share(decoys)}
         unclear = sum(verdict is None for verdict in judged) / len(judged)
@@ -190,10 +191,6 @@ def _continued(
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-
-
-def _same_prompts(name: str, other: str) -> bool:
-    return BEHAVIOURS[name].prompts == BEHAVIOURS[other].prompts
 
 
 def _share(verdicts: Sequence[bool | None]) -> float:

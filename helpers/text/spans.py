@@ -21,9 +21,12 @@ Span = tuple[str, int, int]
 
 OPENING, CLOSING = frozenset("([{"), frozenset(")]}")
 COMPARISONS = frozenset(("==", "!=", "<", ">", "<=", ">="))
-PUNCTUATION = dict.fromkeys(OPENING, "opening_bracket") | dict.fromkeys(CLOSING, "closing_bracket")
-PUNCTUATION |= {",": "comma", ":": "colon", ".": "dot"}
-NOT_OPERATORS = frozenset((*PUNCTUATION, ";", "..."))
+PUNCTUATION = {  # labels of what `tokenize` calls OP; of all others, "operator" alone
+    **dict.fromkeys(OPENING, ("opening_bracket",)),
+    **dict.fromkeys(CLOSING, ("closing_bracket",)),
+    **{",": ("comma",), ":": ("colon",), ".": ("dot",), ";": (), "...": ()},
+    **dict.fromkeys(COMPARISONS, ("operator", "comparison_operator")),
+}
 LAYOUT = frozenset(("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT"))
 CONSTANTS = frozenset(("None", "True", "False"))
 ROLES = {"def": "function_name", "class": "class_name"}
@@ -112,14 +115,7 @@ def _classes(found: list[Lexeme]) -> Iterator[Span]:
         if kind == "STRING" and _F_STRING.match(text):
             yield "f_string", start, end
         if kind == "OP":
-            yield from ((label, start, end) for label in _operator_labels(text))
-
-
-@functools.cache
-def _operator_labels(text: str) -> tuple[str, ...]:
-    if text in NOT_OPERATORS:
-        return (PUNCTUATION[text],) if text in PUNCTUATION else ()
-    return ("operator", "comparison_operator") if text in COMPARISONS else ("operator",)
+            yield from ((label, start, end) for label in PUNCTUATION.get(text, ("operator",)))
 
 
 def _names(found: list[Lexeme]) -> Iterator[Span]:

@@ -255,15 +255,11 @@ def rows_of(dialogues: Sequence[Encoded], context: int, batch: int) -> Iterator[
 
 def _side_by_side(which: list[int], dialogues: Sequence[Encoded]) -> Rows:
     some = [dialogues[i] for i in which]
-    columns = (
-        ([each.tokens for each in some], 0),
-        ([each.roles for each in some], PADDING),
-        ([answer_order(each.roles) for each in some], -1),
-    )
-    return Rows(which, *(_padded(arrays, fill) for arrays, fill in columns))
+    tokens, roles, order = zip(*((each.tokens, each.roles, answer_order(each.roles)) for each in some), strict=True)
+    return Rows(which, _padded(tokens, 0), _padded(roles, PADDING), _padded(order, -1))
 
 
-def _padded(arrays: list[np.ndarray], fill: int) -> Tensor:
+def _padded(arrays: Sequence[np.ndarray], fill: int) -> Tensor:
     return pad_sequence([torch.from_numpy(a.astype(np.int64)) for a in arrays], batch_first=True, padding_value=fill)
 
 
