@@ -198,7 +198,7 @@ def _scale(frame: pd.DataFrame, column: str, log: bool) -> dict:
         return {"type": "log", "dtick": 1}
     low, high = frame[column].min() / 1.2, frame[column].max() * 1.2
     steps = (1, 1.5, 2, 3, 4, 5, 7) if high < 10 * low else (1, 2, 5)
-    steps = (1, 1.2, *range(2, 10)) if high < 2 * low else steps
+    steps = (1, 1.2, 1.5, *range(2, 10)) if high < 3 * low else steps
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
     ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
     return {"type": "log", "tickvals": plain(ticks), "ticktext": [_named(tick) for tick in plain(ticks)]}

@@ -100,6 +100,11 @@ def test_log_ticks_lie_about_the_data_and_are_never_fewer_than_two(exponent, dec
         assert ticks is None and figure.layout.xaxis.dtick == 1
 
 
+def test_a_narrow_log_axis_has_more_ticks():
+    figure, _ = blank(pd.DataFrame({"x": [0.0095, 0.012], "y": 1.0}), "x", "y", title="t", log="x")
+    assert figure.layout.xaxis.tickvals == (0.008, 0.009, 0.01, 0.012)
+
+
 def test_ticks_are_written_out():
     frame = pd.DataFrame({"x": [11.0, 130.0], "y": [2e4, 3e6]})
     figure, _ = blank(frame, "x", "y", title="t", log="xy")
