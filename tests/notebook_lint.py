@@ -156,7 +156,7 @@ def _gallery(notebook: NotebookNode) -> Iterator[str]:
     for number, cell in _code(notebook):
         shown = any("image/png" in output.get("data", {}) for output in cell.outputs)
         if "gallery" in cell.metadata.get("tags", []) and not shown:
-            yield f"cell {number} is tagged `gallery` and shows no figure, so the README has none; tag the one that does."
+            yield f"cell {number} is tagged `gallery` and shows no figure; tag the one that does."
 
 
 def _errors(notebook: NotebookNode) -> Iterator[str]:
