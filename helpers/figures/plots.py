@@ -38,7 +38,7 @@ DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
 
 def show(figure: go.Figure) -> None:
-    """Display one output: interactive in Jupyter, its titles for a screen reader; it gets an image when it is stored."""
+    """Display one output: interactive in Jupyter, its titles for a screen reader; stored, it has an image too."""
     alt = " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
     content = {**json.loads(figure.to_json()), "config": {"displayModeBar": False, "responsive": True}}
     display({"text/plain": alt, "application/vnd.plotly.v1+json": content}, raw=True)
