@@ -67,7 +67,7 @@ def without_dictionary(reading: Heldout, names: Sequence[str], habit: str) -> pd
         shift = along(apart, apart[spoken].mean(0, keepdim=True)).toarray()
         for name, heights in (
             ("mean difference", shift),
-            ("length of the difference", apart.norm(dim=1)[:, None].numpy()),
+            ("length of the difference", apart.norm(dim=1)[:, None].cpu().numpy()),
         ):
             area = auroc_scores(heights[spoken], labels[spoken], len(names))[names.index(habit), 0]
             rows.append({"method": name, "place": where, "auroc": area})

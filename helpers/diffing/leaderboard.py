@@ -120,10 +120,10 @@ def ranked(found: Found, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     fired, squares = torch.zeros(2, len(found.directions), dtype=torch.float64)
     for part in x.split(BATCH):
         latents = found.difference.latents(part)
-        fired += (latents > 0).sum(0)
-        squares += latents.square().sum(0)
+        fired += (latents > 0).sum(0).cpu()
+        squares += latents.square().sum(0).cpu()
     live = (fired > 0).numpy()
-    size = (squares * found.directions.square().sum(-1)).numpy()
+    size = (squares * found.directions.square().sum(-1).cpu()).numpy()
     scores = np.asarray(size if found.scores is None else found.scores, dtype=float)
     order = np.argsort(-scores, kind="stable")
     return live, order[live[order] & ~np.isnan(scores[order])]
@@ -179,7 +179,7 @@ def of_directions(rows: Tensor, scores: np.ndarray | None = None, called: np.nda
     units = F.normalize(rows, dim=-1)
 
     def encode(x: Tensor) -> Tensor:
-        return (view_of(x, "difference") @ units.T).relu()
+        return (view_of(x, "difference") @ units.to(x).T).relu()
 
     return Found(Difference(encode, units, None, len(units)), scores, called)
 
@@ -196,7 +196,7 @@ def dictionaries(
     def fit(pairs: TrainedPairs, pair: str, seed: int) -> Found:
         x = pairs.heldout(pair).x
         if view and not view_of(x, view).any():  # of a model and itself: there is nothing to train on
-            return of_directions(torch.zeros(1, x.shape[-1]))
+            return of_directions(x.new_zeros(1, x.shape[-1]))
         given = (_matched(pairs, pair) if kind == "BatchTopK" else {}) | _short(pairs, pair) | changes
         cells = pairs.cells(kind, kind=Cell if view else CrosscoderCell, **given)
         (made,) = pairs.train(pair, [cell for cell in cells if cell.seed == seed], view).saes.values()
@@ -216,7 +216,7 @@ def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
     for x in ViewedStream(pairs.stream(pair), "difference").batches(min(SAMPLE, pairs.plan.tokens)):
         n, total, moment = n + len(x), total + x.sum(0).double(), moment + (x.T @ x).double()
     mean = F.normalize(total / n, dim=0)
-    left = torch.eye(len(mean)).double() - mean.outer(mean)
+    left = torch.eye(len(mean)).to(mean) - mean.outer(mean)
     components = torch.linalg.eigh(left @ (moment / n) @ left).eigenvectors.T.flip(0)  # the largest first
     rows = torch.cat([mean[None], torch.stack([components, -components], 1).flatten(0, 1)]).float()
     return of_directions(rows, scores=-np.arange(len(rows)))

@@ -59,6 +59,7 @@ class Difference:
 
     def kept(self, latents: Latents) -> Tensor:
         """Which rows are of some latents, (m,) bool; all for None. Raises ValueError for latents it does not have."""
+        latents = latents.cpu() if isinstance(latents, Tensor) else latents
         chosen = np.arange(self.n_latents) if latents is None else np.asarray(latents)
         if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError(f"latents are given by their numbers, not as {chosen.dtype}")

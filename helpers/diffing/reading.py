@@ -34,7 +34,7 @@ def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int =
     """
     found: dict[int, Tensor] = {}
     for rows in rows_of(dialogues, pair.context, batch):
-        x = pair.residuals(rows.tokens).float().cpu().unflatten(-1, (2, -1))
+        x = pair.residuals(rows.tokens).float().unflatten(-1, (2, -1))
         found |= {i: x[row, 1 : len(dialogues[i].tokens)].clone() for row, i in enumerate(rows.dialogues)}
     names = ("tokens", "roles", "behaviours", "decisions")
     tokens, roles, behaviours, decisions = (np.concatenate([getattr(d, n)[1:] for d in dialogues]) for n in names)
@@ -46,12 +46,12 @@ def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int =
 @torch.no_grad()
 def sparse_codes(encode: Callable[[Tensor], Tensor], x: Tensor, batch: int = 4096) -> scipy.sparse.csr_array:
     """What `encode` makes of x (tokens, ...), a part at a time: (tokens, n_latents)."""
-    return scipy.sparse.vstack([scipy.sparse.csr_array(encode(part).numpy()) for part in x.split(batch)], format="csr")
+    return scipy.sparse.vstack([scipy.sparse.csr_array(encode(part).cpu().numpy()) for part in x.split(batch)], format="csr")
 
 
 def along(x: Tensor, directions: Tensor) -> scipy.sparse.csr_array:
     """Codes of directions (m, d_model) that may point either way: x . d, less the least of each, (tokens, m)."""
-    heights = (x @ directions.T).numpy()
+    heights = (x @ directions.T).cpu().numpy()
     return scipy.sparse.csr_array(heights - heights.min(0))
 
 
@@ -117,7 +117,7 @@ def mean_differences(x: Tensor, labels: np.ndarray, n_labels: int) -> Tensor:
 
     Zero for a label that no token has, or every labelled one.
     """
-    shares = _one_hot(labels, n_labels)
+    shares = _one_hot(labels, n_labels).to(x)
     x, shares = x[labels >= 0], shares[labels >= 0]
     there, others = shares.sum(0), len(shares) - shares.sum(0)
     sums = shares.T @ x
@@ -131,12 +131,12 @@ def linear_probes(x: Tensor, labels: np.ndarray, n_labels: int, ridge: float = 1
 
     `ridge` is in units of x's mean variance, so that the scale of x does not matter.
     """
-    wanted, x = _one_hot(labels, n_labels)[labels >= 0].double(), x[labels >= 0].double()
+    wanted, x = _one_hot(labels, n_labels)[labels >= 0].to(x.device, torch.float64), x[labels >= 0].double()
     if not len(x):
-        return torch.zeros(n_labels, x.shape[1])
+        return torch.zeros(n_labels, x.shape[1], device=x.device)
     x, wanted = x - x.mean(0), wanted - wanted.mean(0)
     square = x.T @ x / len(x)
-    price = ridge * square.diagonal().mean().clamp(min=1e-12) * torch.eye(len(square), dtype=x.dtype)
+    price = ridge * square.diagonal().mean().clamp(min=1e-12) * torch.eye(len(square)).to(x)
     return torch.linalg.solve(square + price, x.T @ wanted / len(x)).T.float()
 
 

@@ -50,7 +50,7 @@ def planted_of(crosscoder: Crosscoder, pair: InjectedPair, cosine: float = COSIN
 def match_planted(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
     """A row for each of `rows` (m, d_model): the planted direction it is of (-1 for none), its kind and rho, and the
     cosine."""
-    nearest, index = (F.normalize(rows, dim=-1) @ pair.directions.T).max(1)
+    nearest, index = (each.cpu() for each in (F.normalize(rows, dim=-1) @ pair.directions.T).max(1))
     found = (nearest > cosine).numpy()
     kinds = np.where(found, np.array(pair.labels, dtype=object)[index.numpy()], "background")
     rho = np.where(found, pair.rho[index].numpy(), np.nan)
@@ -87,7 +87,7 @@ def directions(dictionary: SparseAutoencoder) -> Tensor:
 def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Series:
     """Share of the planted directions of each kind that one of some rows (m, d_model) points along; and of those that
     are one model's alone, "exclusive"."""
-    nearest = (F.normalize(rows, dim=-1) @ pair.directions.T).amax(0)
+    nearest = (F.normalize(rows, dim=-1) @ pair.directions.T).amax(0).cpu()
     found = pd.Series((nearest > cosine).numpy(), index=pair.labels).astype(float)
     alone = found[found.index.isin(["chat-only", "base-only"])].mean()
     return pd.concat([found.groupby(level=0, sort=False).mean(), pd.Series({"exclusive": alone})])
@@ -99,7 +99,7 @@ def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Seri
 def f1_scores(codes: Tensor | np.ndarray | scipy.sparse.sparray, labels: np.ndarray, n_labels: int) -> np.ndarray:
     """F1 of each latent, on where above zero, as a detector of each label, (n_labels, n_latents); 0 where a label never
     occurs."""
-    on = scipy.sparse.csr_array(codes > 0).astype(np.float64)
+    on = scipy.sparse.csr_array((codes.cpu() if isinstance(codes, Tensor) else codes) > 0).astype(np.float64)
     labelled = scipy.sparse.csr_array(labels[:, None] == np.arange(n_labels)).astype(np.float64)
     hits = (labelled.T @ on).toarray()
     return 2 * hits / np.maximum(on.sum(0) + labelled.sum(0)[:, None], 1)

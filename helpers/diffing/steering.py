@@ -46,7 +46,7 @@ def project_out(direction: Tensor) -> Change:
 def with_controls(make: Callable[[Tensor], Change], direction: Tensor, n: int = 3, seed: int = 0) -> dict[str, Change]:
     """What `make` makes of a direction (d_model,), "latent", and of n random ones of its length, "random 0" and on."""
     draws = torch.randn(n, len(direction), generator=torch.Generator().manual_seed(seed))
-    random = F.normalize(draws, dim=-1) * direction.norm().cpu()
+    random = F.normalize(draws, dim=-1).to(direction) * direction.norm()
     return {"latent": make(direction)} | {f"random {i}": make(each) for i, each in enumerate(random)}
 
 
