@@ -85,6 +85,11 @@ class Harvest:
         """Activations a row, where no special token stands inside it."""
         return self.context - (self.drop != "none")
 
+    def described(self, subject: "Subject") -> dict:
+        """The policy in JSON's types, for a notebook's record: what is left out by id, and what heads each row."""
+        left_out = {"drop": self.drop, "special_ids": subject.special_ids, "head": subject.head}
+        return {"context": self.context, "normalisation": self.normalisation} | left_out
+
     def keeps(self, subject: "Subject", rows: torch.Tensor) -> torch.Tensor:
         """Which positions of token rows (B, T) are harvested: (B, T) bool."""
         return subject.studied(rows) if self.drop == "special" else ~subject.padding(rows)

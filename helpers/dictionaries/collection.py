@@ -72,8 +72,9 @@ class TrainedSAEs:
 
     @property
     def settings(self) -> dict:
-        """The plan and the seeds, for a notebook's record."""
-        return dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+        """The plan, the seeds and the harvest, for a notebook's record."""
+        harvest = Harvest(context=self.plan.context).described(self.model)
+        return dataclasses.asdict(self.plan) | {"seeds": self.seeds, "harvest": harvest}
 
     @cached_property
     def model(self) -> Subject:

@@ -111,8 +111,9 @@ class TrainedPairs:
 
     @property
     def settings(self) -> dict:
-        """The plan and the seeds, for a notebook's record."""
-        return dataclasses.asdict(self.plan) | {"seeds": self.seeds}
+        """The plan, the seeds and the harvest, for a notebook's record."""
+        harvest = self._harvest.described(self.base)
+        return dataclasses.asdict(self.plan) | {"seeds": self.seeds, "harvest": harvest}
 
     @cached_property
     def base(self) -> Subject:

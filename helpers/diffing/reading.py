@@ -46,7 +46,9 @@ def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int =
 @torch.no_grad()
 def sparse_codes(encode: Callable[[Tensor], Tensor], x: Tensor, batch: int = 4096) -> scipy.sparse.csr_array:
     """What `encode` makes of x (tokens, ...), a part at a time: (tokens, n_latents)."""
-    return scipy.sparse.vstack([scipy.sparse.csr_array(encode(part).cpu().numpy()) for part in x.split(batch)], format="csr")
+    return scipy.sparse.vstack(
+        [scipy.sparse.csr_array(encode(part).cpu().numpy()) for part in x.split(batch)], format="csr"
+    )
 
 
 def along(x: Tensor, directions: Tensor) -> scipy.sparse.csr_array:

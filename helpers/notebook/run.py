@@ -70,7 +70,8 @@ class Run:
         for scale, time_needed in {"smoke": smoke, "laptop": laptop, "paper": paper}.items():
             print(f"{'▶' if scale == self.scale else ' '} {scale:<7} {time_needed}")
         if self.stored:
-            print(f"Claims are judged on the stored reference run: {self.stored['commit']}, {self.stored['hardware']}.")
+            about = [self.stored["commit"], self.stored["hardware"], *self.stored.get("caveats", [])]
+            print(f"Claims are judged on the stored reference run: {', '.join(about)}.")
 
     def seeds(self) -> list[int]:
         """Seeds from this run's on: three, two at smoke scale, one where stored numbers are judged."""
@@ -104,14 +105,15 @@ class Run:
         """What the claims are judged on: what a reference run has filed under these names, else `live` itself.
 
         live: data frames, numbers, lists, and dicts of them. A reference run files them for later ones. The result has
-        `live`'s names, `origin`, which says in words where they come from, and `hardware`, what measured them.
+        `live`'s names, `origin`, which says in words where they come from, and `hardware`, what measured them. What has
+        become known of a stored run since stands in its file as `caveats`, sentences that `origin` repeats.
         """
         if self.reference:
             self._file(live)
         if not self.stored:
             return SimpleNamespace(**live, origin="trained in this run", hardware=self._provenance["hardware"])
         values = {name: _like(value, self.stored["values"][name]) for name, value in live.items()}
-        origin = f"stored reference run, {self.stored['commit']}"
+        origin = ", ".join(["stored reference run", self.stored["commit"], *self.stored.get("caveats", [])])
         return SimpleNamespace(**values, origin=origin, hardware=self.stored["hardware"])
 
     def _file(self, live: dict[str, Any]) -> None:

@@ -77,6 +77,10 @@ class SubjectPair:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
+    def special_ids(self) -> list[int]:
+        return self.base.special_ids
+
+    @property
     def head(self) -> int | None:
         return self.base.head
 

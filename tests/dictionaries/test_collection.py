@@ -59,10 +59,10 @@ def test_trained_once_then_loaded(open_shelf, monkeypatch):
     assert all(torch.equal(sae.W_dec, again[cell].W_dec) for cell, sae in saes.items())
 
 
-def test_the_plan_and_the_seeds_are_its_settings(open_shelf):
+def test_the_plan_the_seeds_and_the_harvest_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
-    assert shelf.settings | {"seeds": 0} == dataclasses.asdict(TINY) | {"seeds": 0}
-    assert shelf.settings["seeds"] == [3, 4]
+    harvest = {"context": TINY.context, "normalisation": "unit", "drop": "special", "special_ids": [256, 257]}
+    assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4], "harvest": harvest | {"head": None}}
     assert open_shelf("reference", seeds=1).plan == PLANS["reference"]
 
 

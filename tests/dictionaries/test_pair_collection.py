@@ -188,9 +188,10 @@ def test_k_meets_the_l0_of_the_other_method(open_shelf, monkeypatch):
     assert [shelf.matched_k(l0) for l0 in (96.0, 104.4, 110.2, 0.2, 900.0)] == [100, 100, 110, 1, 500]
 
 
-def test_the_plan_and_the_seeds_are_its_settings(open_shelf):
+def test_the_plan_the_seeds_and_the_harvest_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
-    assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4]}
+    harvest = {"context": 8, "normalisation": "none", "drop": "special", "special_ids": [256, 257], "head": None}
+    assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4], "harvest": harvest}
     assert open_shelf(plan="reference").plan == PLANS["reference"]
     assert open_shelf(plan="long").plan == PLANS["long"]
 

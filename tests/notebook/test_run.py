@@ -225,6 +225,15 @@ def test_what_a_reference_run_filed_is_judged_by_later_ones(repository):
     assert (judged.n, judged.ks) == (64, [1, 2]) and list(judged.by_pair) == ["chat"]
 
 
+def test_what_has_become_known_of_a_stored_run_is_said_wherever_it_is_named(repository, capsys):
+    long_run(reference=True).kept_or(n=1)
+    run = long_run()
+    run.stored["caveats"] = ["the clock was wrong"]
+    assert run.kept_or(n=2).origin == f"stored reference run, {run.stored['commit']}, the clock was wrong"
+    run.budget(smoke="a", laptop="b", paper="c")
+    assert ", the clock was wrong.\n" in capsys.readouterr().out
+
+
 def test_what_is_filed_later_stands_beside_what_was_filed_before(repository):
     run = long_run(reference=True)
     run.kept_or(sweep=[1], board=[2])
