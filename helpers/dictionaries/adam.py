@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.dictionaries.autoencoders import SparseAutoencoder
+from helpers.dictionaries.kernels import Unsummed
 
 BETAS = (0.9, 0.999)
 EPS = (
@@ -24,24 +25,21 @@ BLOCK = {"cpu": 2**21, "gpu": 2**30}  # bytes of a weight's rows that are update
 
 
 class Adam:
-    """Updates all parameters of `sae`; its state is `tensors()`. The gradients of the rows of W_enc and W_dec are taken
-    from `weight.pending`, where `kernels` leaves them unsummed, and from `weight.grad`."""
+    """Updates all parameters of `sae`; its state is `tensors()`."""
 
     def __init__(self, sae: SparseAutoencoder, unit_norm: bool = True):
         self.sae, self.unit_norm = sae, unit_norm
         self.n_steps = 0
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in sae.named_parameters()}
-        for weight in (sae.W_enc, sae.W_dec):
-            weight.pending = []
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One update, after which there are no gradients."""
+    def step(self, lr: float, unsummed: Unsummed) -> None:
+        """One update by `weight.grad` and by what `kernels.unsummed` holds; no gradient is left."""
         self.n_steps += 1
         own = {f"activation.{name}" for name, _ in self.sae.activation.named_parameters()}
         factor = getattr(self.sae.activation, "lr_factor", 1.0)
         for name, weight in self.sae.named_parameters():
-            for gradient, rows, *moments in self._blocks(name, weight):
+            for gradient, rows, *moments in self._blocks(name, weight, unsummed.get(weight, [])):
                 unit = self.unit_norm and weight is self.sae.W_dec
                 if unit:
                     gradient = gradient.addcmul(torch.linalg.vecdot(gradient, rows).unsqueeze(1), rows, value=-1)
@@ -49,18 +47,16 @@ class Adam:
                 if unit:
                     rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
             weight.grad = None
-            getattr(weight, "pending", []).clear()
 
-    def _blocks(self, name: str, weight: nn.Parameter) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _blocks(self, name: str, weight: nn.Parameter, sparse: list) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Gradient, rows and both moments of each block of a parameter with a gradient; the last three are views."""
-        pending = getattr(weight, "pending", [])
-        if weight.grad is None and not pending:
+        if weight.grad is None and not sparse:
             return
         size = max(1, BLOCK["cpu" if weight.device.type == "cpu" else "gpu"] // (weight[0].numel() * weight.itemsize))
         for first in range(0, len(weight), size):
             last = min(first + size, len(weight))
             parts = [] if weight.grad is None else [weight.grad[first:last]]
-            parts += [code.sums(values, rows, first, last) for code, values, rows in pending]
+            parts += [code.sums(values, rows, first, last) for code, values, rows in sparse]
             yield sum(parts[1:], parts[0]), *(t[first:last] for t in (weight.data, *self.moments[name]))
 
     def _adam(self, weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, lr: float) -> None:
@@ -76,11 +72,6 @@ class Adam:
         for name in ("W_enc", "W_dec", "b_enc"):
             for moment in self.moments[name]:
                 moment[latents] = 0.0
-
-    def release(self) -> None:
-        """Give the weights back to plain autograd."""
-        for weight in (self.sae.W_enc, self.sae.W_dec):
-            del weight.pending
 
     def tensors(self) -> dict[str, Tensor]:
         """Both moments of every parameter, named `adam.<parameter>.0` and `.1`: the tensors themselves."""

@@ -10,16 +10,17 @@ temporaries in and out of memory. Here
                zero are ordered like the integers of the same bits, and integers compare faster
     decode     a weighted sum of k decoder rows per token; the gradient of a value is one dot product
     gradients  sort the batch * k pairs (token, latent) by latent once; the gradient of a latent's encoder or decoder
-               row is then a weighted sum of the rows of its own tokens. `updates` asks for it a block of latents at a
-               time, so that no full gradient exists either
+               row is then a weighted sum of the rows of its own tokens. `adam` asks for it a block of latents at a
+               time (`unsummed`), so that no full gradient exists either
 
 All sums over tokens are in fp32, and so is everything but the product that ranks the latents and gives their values.
 """
 
+import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,22 @@ INTEGER = {
 }
 
 
+Unsummed = dict[Tensor, list[tuple["Code", Tensor, Tensor]]]  # of a weight: its gradient is the sum of `code.sums(...)`
+
 _buffers: dict[tuple, Tensor] = {}
+_unsummed: Unsummed = {}
+
+
+@contextlib.contextmanager
+def unsummed(*weights: Tensor) -> Iterator[Unsummed]:
+    """Within, `backward` leaves the sparse gradients of these weights (n_latents, d) here and not in `weight.grad`."""
+    found: Unsummed = {weight: [] for weight in weights}
+    _unsummed.update(found)
+    try:
+        yield found
+    finally:
+        for weight in weights:
+            del _unsummed[weight]
 
 
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -253,7 +269,7 @@ class _Decode(torch.autograd.Function):
 
 
 def _row_gradient(weight: Tensor, code: Code, values: Tensor, rows: Tensor) -> Tensor | None:
-    """Gradient of `weight` (n_latents, d), or a note of how to get it where the weight has a list for such notes."""
-    if hasattr(weight, "pending"):
-        return weight.pending.append((code, values, rows))
+    """Gradient of `weight` (n_latents, d), or none where it is wanted `unsummed`."""
+    if weight in _unsummed:
+        return _unsummed[weight].append((code, values, rows))
     return code.sums(values, rows)

@@ -110,8 +110,7 @@ def _product(training: Training, x: Tensor) -> Callable[[], None]:
 
 
 def _decode_and_back(code: kernels.Code, W_dec: Tensor, x: Tensor) -> None:
-    weight = W_dec.detach().requires_grad_()  # without the list that would put its gradient off
-    torch.autograd.grad(kernels.decode_sparse(code, weight), (code.values, weight), x)
+    torch.autograd.grad(kernels.decode_sparse(code, W_dec), (code.values, W_dec), x)
 
 
 def _dense_decoder(code: kernels.Code, W_dec: Tensor, x: Tensor) -> Callable[[], None]:

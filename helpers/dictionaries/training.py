@@ -181,8 +181,9 @@ class Training:
         """Forward, backward, update, and the books, for a batch (batch, d_model)."""
         started, config, dead = time.monotonic(), self.config, self.dead
         step = forward(self.sae, x, self.variance, dead, config, config.sparsity_at(self.tokens))
-        step.loss.backward()
-        self.optimizer.step(config.lr_at(self.tokens))
+        with kernels.unsummed(self.sae.W_enc, self.sae.W_dec) as unsummed:
+            step.loss.backward()
+        self.optimizer.step(config.lr_at(self.tokens), unsummed)
         self._average()
         self.silent = torch.where(step.fired, 0, self.silent + len(x))
         progress = (self.tokens / config.tokens, (self.tokens + len(x)) / config.tokens)
@@ -203,7 +204,6 @@ class Training:
                 parameter.copy_(mean / (1 - config.ema**self.optimizer.n_steps))
         if config.ema and self.unit_norm:
             sae.normalise_decoder()  # a mean of unit vectors is a little shorter than one
-        self.optimizer.release()
         sae.eval()
         if isinstance(sae.activation, BatchTopK):
             sae.calibrate(recent)

@@ -19,7 +19,6 @@ def plainly(sae: SparseAutoencoder, batches, config: TrainConfig) -> SparseAutoe
     """The same training by autograd on dense codes, torch.topk and torch.optim.Adam, all in fp32."""
     batches = list(batches)
     variance = Training(sae, config, batches[0]).variance
-    del sae.W_enc.pending, sae.W_dec.pending
     adam, read = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=BETAS, eps=EPS, fused=True), 0
     for x in batches:
         values, latents = sae.pre_acts(x).topk(K)

@@ -69,8 +69,8 @@ def watch(monkeypatch, seen):
     """Append seen(sae) after each update."""
     found, plain = [], training.Adam.step
 
-    def watched(optimizer, lr):
-        plain(optimizer, lr)
+    def watched(optimizer, lr, unsummed):
+        plain(optimizer, lr, unsummed)
         found.append(seen(optimizer.sae).detach().clone())
 
     monkeypatch.setattr(training.Adam, "step", watched)
@@ -387,7 +387,7 @@ def test_settings_that_divide_by_nothing_are_refused(wrong):
 def test_a_trained_autoencoder_has_plain_gradients_again():
     sae = train(SparseAutoencoder(D, N, TopK(3)), batches(), CONFIG).sae
     sae(sparse_data(8)).sum().backward()
-    assert not hasattr(sae.W_dec, "pending") and not hasattr(sae.W_enc, "pending") and sae.W_dec.grad.any()
+    assert sae.W_enc.grad.any() and sae.W_dec.grad.any()
 
 
 def test_latents_that_start_anew_are_not_dead(monkeypatch):
