@@ -5,12 +5,17 @@ it would there. What a GPU has of its own, kernels, generators and memory, is no
 """
 
 import contextlib
+import io
+from pathlib import Path
 from unittest import mock
 
+import nbformat
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from helpers.subjects import subject
 
 _setup_privateuseone_for_python_backend("pretend")
 DEVICE = torch.device("pretend", 0)
@@ -96,3 +101,14 @@ def device():
             yield DEVICE
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
+
+
+def run_notebook(path: Path) -> None:
+    """Run the code cells of a notebook in this process, at smoke scale and with every model on the device."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    names = {"__name__": "__main__"}
+    with device() as there, mock.patch.object(subject, "default_device", lambda: there):
+        for number, cell in enumerate(cells):
+            source = cell.source.replace('scale = "laptop"', 'scale = "smoke"') if number == 0 else cell.source
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(source, f"{path.stem}, code cell {number}", "exec"), names)
