@@ -7,7 +7,6 @@ strongest, so that the typical case is judged before the flattering one. Code-ho
 colours are inline, and a page stays readable when they are gone.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.dictionaries.pair_collection import Heldout
 from helpers.diffing.reading import side_by_side
+from helpers.figures.tokens import in_line, token_text, visible
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
 NO_MATHS = "mathjax_ignore tex2jax_ignore"  # else two dollar signs of a text become a formula
 BLOCKS, BINS = "▁▂▃▄▅▆▇█", 40  # of a histogram
-VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 INK = "color:#1a1a1a;background:#ffffff"  # both, everywhere: a dark theme brings its own
 MONO = "font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace"
 CARD = (
@@ -192,7 +191,7 @@ def _coloured(window: Window, maximum: float) -> str:
     for i, (token, value) in enumerate(zip(window.tokens, window.activations, strict=True)):
         text = f"<b><u>{_visible(token)}</u></b>" if i == window.at else _visible(token)
         cells.append(_mark(text, value, maximum) if value > 0 else text)
-    return "<wbr>".join(cells)
+    return in_line(cells, "<wbr>")
 
 
 def _mark(text: str, value: float, maximum: float) -> str:
@@ -203,15 +202,6 @@ def _mark(text: str, value: float, maximum: float) -> str:
 
 def _code(text: str, style: str = "font-size:13px") -> str:
     return f'<code style="{INK};{MONO};{style}">{text}</code>'
-
-
-def visible(token: str) -> str:
-    """A token with signs for white space, and the code of each character that would show nothing or turn the line."""
-    return "".join(f"[U+{ord(char):04X}]" if _is_hidden(char) else char for char in token.translate(VISIBLE))
-
-
-def _is_hidden(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Co", "Cn")
 
 
 def _visible(token: str) -> str:
@@ -230,6 +220,6 @@ def dialogue_pages(
     records = []
     for j in map(int, chosen):
         values, tokens = side_by_side(code[:, [j]].toarray()[:, 0], reading, n)
-        text = {"decode": lambda token: "" if token < 0 else tokenizer.decode([token]), "seed": seed}
+        text = {"decode": lambda token: "" if token < 0 else token_text(tokenizer, token), "seed": seed}
         records.append(latent_record(j, values, tokens, **text, n_random=3, n_top=5, context=24))
     return records

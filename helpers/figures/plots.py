@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from html import unescape
 from typing import Unpack
 
 import numpy as np
@@ -39,8 +40,9 @@ DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
 def show(figure: go.Figure) -> None:
     """Display one output: interactive in Jupyter, its titles for a screen reader; stored, it has an image too."""
-    alt = " ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split())
-    content = {**json.loads(figure.to_json()), "config": {"displayModeBar": False, "responsive": True}}
+    alt = unescape(" ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split()))
+    config = {"displayModeBar": False, "responsive": True, "typesetMath": False}  # dollar signs are no formula
+    content = {**json.loads(figure.to_json()), "config": config}
     display({"text/plain": alt, "application/vnd.plotly.v1+json": content}, raw=True)
 
 

@@ -3,16 +3,18 @@
 A method has its look in every notebook, and nothing else ever has it: what is no method has a palette of its own.
 Colours of the autoencoders are those of Okabe and Ito, which colour-blind readers tell apart; symbol, dash and pattern
 differ too, so that colour is never the only cue. Grey and dashed is always the paper.
-Importing this makes the template plotly's default.
+Importing this makes the template plotly's default, and keeps dollar signs of tables from becoming formulas.
 """
 
 import re
 import textwrap
 from collections.abc import Iterable
+from html import escape
 from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.colors import sample_colorscale
@@ -108,6 +110,7 @@ pio.templates["suite"] = go.layout.Template(
     }
 )
 pio.templates.default = "suite"
+pd.options.display.html.use_mathjax = False  # else two dollar signs of a table become a formula
 
 
 def looks(names: Iterable) -> dict:
@@ -146,10 +149,13 @@ def _looks_of_methods(names: Iterable[str]) -> dict[str, Look]:
 
 
 def headline(title: str, subtitle: str = "") -> tuple[str, float]:
-    """Title in bold and subtitle below it, wrapped to the width of a figure, and the pixels they take."""
-    lines = [f"<b>{line}</b>" for line in _wrapped(title, TITLE_SIZE)]
+    """Title in bold and subtitle below it, wrapped to the width of a figure, and the pixels they take.
+
+    They are text: a `<b>` in them is shown, not obeyed.
+    """
+    lines = [f"<b>{escape(line, quote=False)}</b>" for line in _wrapped(title, TITLE_SIZE)]
     style = f"font-size:{SUBTITLE_SIZE}px;color:{FAINT}"
-    lines += [f'<span style="{style}">{line}</span>' for line in _wrapped(subtitle, SUBTITLE_SIZE)]
+    lines += [f'<span style="{style}">{escape(line, quote=False)}</span>' for line in _wrapped(subtitle, SUBTITLE_SIZE)]
     return "<br>".join(lines), TITLE_TOP + LINE_SPACING * TITLE_SIZE * len(lines)
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from helpers.evaluation.trie import ANY, START, Trie
-from helpers.figures.browser import visible
 from helpers.figures.style import INK, METHODS, TEXT_SIZE, TITLE_TOP, WIDTH, headline
+from helpers.figures.tokens import in_line, visible
 
 SIGNS = {ANY: "∗", START: "⊢"}
 VALUE = 8  # characters that a number takes
@@ -114,5 +114,5 @@ def _add_texts(figure: go.Figure, runs: list[Run], font: dict) -> None:
 
 
 def _text(keys: Sequence[int], decode: Callable[[int], str]) -> str:
-    text = " ".join(SIGNS.get(key) or visible(decode(key)) for key in keys)
+    text = in_line((SIGNS.get(key) or visible(decode(key)) for key in keys), " ")
     return text if len(text) <= LONGEST else "…" + text[1 - LONGEST :]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from helpers.figures import browser
-from helpers.figures.browser import LatentBrowser, latent_record, page, visible
+from helpers.figures.browser import LatentBrowser, latent_record, page
 
 WORDS = np.array([["the", " cat", "\n", " sat"], [" on", " a", " mat", "."], [" <b>", "&", '"', "\t"]])
 ACTS = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 4.0, 0.0]])
@@ -150,12 +150,3 @@ def test_one_output_holds_the_widget_and_the_static_pages(records, monkeypatch):
 def test_a_browser_of_nothing_is_refused():
     with pytest.raises(ValueError, match="got no records"):
         LatentBrowser([])
-
-
-@pytest.mark.parametrize("char", "\u200b\u200d\ufeff\xad\u202e\u2066\u200f\x00\x08\x0c\x1b\x85\u2028\xa0\u3000")
-def test_a_character_that_shows_nothing_is_shown_by_its_code(char):
-    assert visible(f"a{char}b") == f"a[U+{ord(char):04X}]b"
-
-
-def test_white_space_has_signs_and_letters_stay():
-    assert visible(" x\n\té🙂") == "·x⏎⇥é🙂"
