@@ -85,7 +85,7 @@ def _stepper(d: int, n: int, k: int, batch: int, dead_share: float, remedy: Reme
     silent = 2**60 * (torch.arange(n) < round(dead_share * n))
 
     def step() -> None:
-        training.silent = silent  # whoever has fired meanwhile
+        training.silent = silent  # as many dead in every timed step, whoever has fired meanwhile
         training.step(x)
 
     return step

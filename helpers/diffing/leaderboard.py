@@ -1,4 +1,4 @@
-"""Recovery of planted differences: one number scale for every method that compares two models.
+"""Recovery of planted differences: one number scale for every method that compares two models, and these methods.
 
     planted      share of the directions planted in chat alone (pair "injected") that one of the top m candidates points
                  along, by `recovery.COSINE`

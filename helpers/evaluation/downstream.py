@@ -6,9 +6,8 @@
     recovered = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(original))
     compute share = tokens after which the subject itself had lost as much / all its tokens
 
-Positions: autoencoders never see the first token of a row, whose residual is huge, nor special tokens
-(`Subject.studied`). These keep their own residuals. The prediction made at the first cannot change, so it is not
-counted: a row of T tokens counts the T - 2 predictions made at positions 1 to T - 2.
+Positions: what autoencoders are not trained on (`Subject.studied`) keeps its own residual. The prediction made at the
+first token cannot change, so it is not counted: a row of T tokens counts the T - 2 predictions of positions 1 to T - 2.
 
 Ablations: zero is the zero residual. Mean is the mean of the normalised activations, undone with each token's own mean
 and norm: the very predictor whose NMSE is 1, so that both rulers have the same zero.

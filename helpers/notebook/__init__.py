@@ -1,5 +1,5 @@
 """What every notebook calls: its run and its records, the claims and their verdicts, exercises that check themselves.
 
 How notebooks are run and stored is the matter of `suite`.
-It may import the rooms above it.
+It may import base, text, subjects, activations, dictionaries, evaluation, diffing, figures.
 """

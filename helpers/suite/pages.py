@@ -42,6 +42,15 @@ that run judges a stored reference run. An empty cell in the paper's column mean
 none that we could confirm; a section marked *unconfirmed* means that we know the claim only second-hand.
 
 This page is made by `make pages`; a test compares it with the stored results."""
+LEGEND = """How much of what was planted does each method find? Each ranks its candidates, latents or directions,
+by a score of its own; the first 10, 50 and 200 are looked at. In per cent, with half the width of the 95 % interval
+over seeds, which is Student's and may reach beyond 0 and 100:
+
+- *planted*: of the directions planted in chat alone, those that a candidate points along;
+- *behaviours*: of the behaviours that chat alone has learnt, those that a candidate detects;
+- *kl*: of the gap between base and chat, what writing the candidates into base closes;
+- *false self*, *false longer*: on pairs where nothing is chat's (base against itself, and against itself trained on),
+  the candidates that the method calls chat-only all the same. Lower is better."""
 
 
 def write_pages() -> None:
@@ -80,7 +89,7 @@ def ledger(results: Path = RESULTS) -> str:
         cells = [_claim_cells(row) for row in rows if row["claim"].id.startswith(letter)]
         header = ["id", "claim", "paper", "measured here", "seeds", "verdict"]
         parts += [f"## {paper}", _markdown_table(header, cells)]
-    return "\n\n".join([*parts, "## Recovery of planted differences", leaderboard(results)]) + "\n"
+    return "\n\n".join([*parts, "## Recovery of planted differences", LEGEND, leaderboard(results)]) + "\n"
 
 
 def headlines(results: Path = RESULTS) -> str:
@@ -88,7 +97,7 @@ def headlines(results: Path = RESULTS) -> str:
     rows = table(results)
     chosen = [row for row in rows if row["claim"].id in HEADLINES]
     chosen.sort(key=lambda row: HEADLINES.index(row["claim"].id))
-    cells = [[MARKS[row["verdict"]], row["claim"].claim, row["claim"].paper, numbers(row)] for row in chosen]
+    cells = [[MARKS[row["verdict"]], row["claim"].claim, row["claim"].paper, _measured(row)] for row in chosen]
     return f"{counts(rows)}, of {len(rows)} claims.\n\n" + _markdown_table(["", "claim", "paper", "here"], cells)
 
 
@@ -105,9 +114,14 @@ def leaderboard(results: Path = RESULTS) -> str:
 def _claim_cells(row: dict) -> list[str]:
     claim = row["claim"]
     where = ", ".join(filter(None, (claim.source, claim.section)))
-    reason = row["why"] or ("" if claim.reproduced else claim.measured)
-    verdict = f"{MARKS[row['verdict']]} {row['verdict']}" + (f": {reason}" if reason else "")
-    return [claim.id, f"{claim.claim} ({where})", claim.paper, numbers(row), str(row["seeds"] or ""), verdict]
+    verdict = row["verdict"] if claim.notebook else f"{row['verdict']}: it has no notebook yet"
+    judged = f"{MARKS[row['verdict']]} {verdict}" + (f": {row['why']}" if row["why"] else "")
+    return [claim.id, f"{claim.claim} ({where})", claim.paper, _measured(row), str(row["seeds"] or ""), judged]
+
+
+def _measured(row: dict) -> str:
+    """Ours, and in small print what the names stand for."""
+    return "<br>".join(filter(None, (numbers(row), f"<sub>{row['claim'].measured}</sub>")))
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:

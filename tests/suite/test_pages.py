@@ -123,8 +123,9 @@ def test_the_ledger_has_a_row_per_claim_under_its_paper(tmp_path):
     found = re.findall(r"^\| ([GC]\d+) \|.*$", scaling + diffing, re.MULTILINE)
     lines = {line.split(" | ")[0].strip("| "): line for line in (scaling + diffing).splitlines()}
     assert found == list(load_claims()) and "\n| C" not in scaling and "\n| G" not in diffing
-    assert lines["G2"].endswith("| slope 0.31 [-0.1, n/a] | 3 | ≈ partly: a \\| b |")
-    assert "not run: not measured" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
+    assert "| slope 0.31 [-0.1, n/a]<br><sub>`slope`: change of log" in lines["G2"]
+    assert lines["G2"].endswith("</sub> | 3 | ≈ partly: a \\| b |")
+    assert "not run: it has no notebook yet" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
     assert lines["C1"].endswith("○ not run |")
 
 
@@ -132,7 +133,8 @@ def test_the_ledger_sets_what_is_measured_and_not_judged_apart(tmp_path):
     row = ROW | {"verdict": "measured, not judged", "measured": {"l1_nu_error": 0.4}, "interval": {}, "why": ""}
     text = ledger(results(tmp_path, "12", C27=row))
     [line] = [line for line in text.splitlines() if line.startswith("| C27 ")]
-    assert "| l1_nu_error 0.4 | 3 | ◇ measured, not judged: rank correlation of each ν" in line
+    assert "| l1_nu_error 0.4<br><sub>rank correlation of each ν" in line
+    assert line.endswith("| 3 | ◇ measured, not judged |")
     assert f"◇ 1 measured, not judged · ○ {len(load_claims()) - 1} not run" in text
 
 
