@@ -20,6 +20,18 @@ def require_finite(x: Tensor, what: str, remedy: str) -> None:
         raise ValueError(f"{count} {what} are NaN or infinite, the first at {first}: {remedy}")
 
 
+def spread(x: Tensor, what: str = "activations", around: Tensor | None = None) -> Tensor:
+    """Sum of squared distances of x (n, ...) from their mean, or from `around`: what an error is a share of. ()
+
+    Raises ValueError for x that is not finite, and where there is no distance but rounding, as for one row or none.
+    """
+    require_finite(x, what, "check the subject and its dtype")
+    total = (x - (x.mean(0) if around is None else around)).square().sum()
+    if not total > 1e-12 * x.square().sum():
+        raise ValueError(f"{len(x)} {what} without variance: the error has no scale; take more, which differ")
+    return total
+
+
 def checksum(x: Tensor, start: int = 0) -> int:
     """A number that tells x (rows, columns) from any other, also from its own rows or columns in another order or cut.
 

@@ -12,9 +12,14 @@ import pandas as pd
 import scipy.stats
 import torch
 
+ROUNDING = 1e-5  # nats: what float32 leaves of no difference at all
+
 
 def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values (one per seed) and the ends of its Student interval; one value has no ends (nan)."""
+    """Mean of independent values (one per seed) and the ends of its Student interval; one value has no ends (nan).
+
+    Where a value is nan, all three are: `known_interval` leaves such out. Raises ValueError for no values.
+    """
     values = [float(value) for value in values]
     if not values:
         raise ValueError("an interval needs at least one value, got none")
@@ -26,12 +31,20 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def ratio_interval(ratios: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Geometric mean of independent positive ratios and its interval: `interval` of their logarithms, and back."""
+    """Geometric mean of independent positive ratios and its interval: `interval` of their logarithms, and back.
+
+    Raises ValueError for none, and for a ratio that is not positive and finite.
+    """
     ratios = [float(ratio) for ratio in ratios]
-    if any(ratio <= 0 for ratio in ratios):
-        raise ValueError(f"a geometric mean needs positive ratios, got {min(ratios)}")
+    if wrong := [ratio for ratio in ratios if not 0 < ratio < math.inf]:
+        raise ValueError(f"a geometric mean needs positive, finite ratios, got {wrong[0]}")
     mean, low, high = map(math.exp, interval(map(math.log, ratios), confidence))
     return mean, low, high
+
+
+def recovered(left: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    """Share of a gap that is closed, 1 - left / gap, both in nats; NaN where the gap is nothing but rounding."""
+    return 1 - left / gap.where(gap > ROUNDING, math.nan)
 
 
 def resampled_columns(name: str, drawn: torch.Tensor) -> dict[str, list[float]]:

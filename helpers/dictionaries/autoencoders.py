@@ -192,11 +192,15 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def start_from(self, x: Tensor, encoder_scale: float = 1.0) -> None:
         """Fit the start to a sample (batch, d_model): b_dec its geometric median, encoder scaled so that
-        reconstructions have `encoder_scale` times the norm of the inputs (1 in Gao et al. 2024, A.1)."""
+        reconstructions have `encoder_scale` times the norm of the inputs (1 in Gao et al. 2024, A.1).
+
+        Raises ValueError if no latent is on, as where inputs are far shorter than a threshold."""
         self.b_dec.copy_(geometric_median(x))
         x = x[:1024]  # enough for a mean, and a dense code of more would take memory that training does not need
         wanted, got = (x - self.b_dec).norm(dim=-1).mean(), (self(x).flatten(1) - self.b_dec).norm(dim=-1).mean()
-        self.W_enc.mul_(encoder_scale * wanted / got.clamp(min=1e-12))
+        if not got > 1e-6 * wanted:
+            raise ValueError("no latent is on at the start: scale the activations to unit norm, or lower the threshold")
+        self.W_enc.mul_(encoder_scale * wanted / got)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -136,7 +136,10 @@ class TrainedPairs:
             before = self.base if name == "longer" else self.chat
             return SubjectPair(before, load_subject(TRAINED_ON[name], dtype=self._dtype))
         pair = SubjectPair(self.base, self.base if name == "self" else self.chat)
-        return pair.scaled(self._rows("train")[:: len(self._rows("train")) // SCALE_ROWS]) if name == "scaled" else pair
+        if name != "scaled":
+            return pair
+        rows = self._rows("train")
+        return pair.scaled(rows[:: max(1, len(rows) // SCALE_ROWS)])
 
     def cells(
         self,

@@ -15,6 +15,7 @@ An autoencoder trained at one k answers for that k alone; MultiTopK is trained a
 Every k' comes from one pass of the encoder and one sorting.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.base.checks import require_finite
+from helpers.base.checks import require_finite, spread
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
 
 
@@ -41,34 +42,29 @@ class Quality(NamedTuple):
 def nmse(x: Tensor, x_hat: Tensor, mean: Tensor | None = None) -> float:
     """Squared error of x_hat over that of always predicting `mean` (of x by default). Both (batch, d_model).
 
-    Raises ValueError for x that is not finite, or all `mean`.
+    Raises ValueError for x or x_hat that is not finite, and for x that is all `mean`.
     """
-    total = _spread(x, x.mean(0) if mean is None else mean)
+    total = spread(x, around=mean)
+    require_finite(x_hat, "reconstructions", "check the autoencoder's weights")
     return ((x - x_hat).square().sum() / total).item()
-
-
-def _spread(x: Tensor, mean: Tensor) -> Tensor:
-    """Sum of squared distances of x (n, ...) from `mean`, in float32; never zero. ()"""
-    require_finite(x, "activations", "check the subject and its dtype")
-    total = (x - mean).square().sum()
-    if not total > 1e-12 * x.square().sum():  # else it is rounding
-        raise ValueError(f"{len(x)} activations without variance: the error has no scale; take more, which differ")
-    return total
 
 
 @torch.no_grad()
 def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
     """NMSE, L0, dead share and density of `sae` on x (n, d_model), in fp32, without a full (n, n_latents) code.
 
-    Raises ValueError for x that is not finite or has no variance, as none or one activation has.
+    Raises ValueError for x that is not finite or has no variance, as none or one activation has, and for weights that
+    are not finite.
     """
     sae.eval()
-    _spread(x, x.mean(0))
+    spread(x)
     error, counts, l0 = 0.0, torch.zeros(sae.n_latents, dtype=torch.int64, device=x.device), []
     for part in x.split(batch):
         latents = sae.encode(part)
         on = (latents > 0).view(len(part), -1, sae.n_latents).any(1)  # a decoupled latent is on in either model
-        error += (part - sae.decode(latents)).square().sum(dtype=torch.float64).item()
+        x_hat = sae.decode(latents)
+        require_finite(x_hat, "reconstructions", "check the autoencoder's weights")
+        error += (part - x_hat).square().sum(dtype=torch.float64).item()
         counts += on.sum(0)
         l0.append(on.sum(1))
     l0 = torch.cat(l0).double()
@@ -80,9 +76,12 @@ def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
 def at_matched_l0(l0: list[float], error: list[float], wanted: float) -> float:
     """NMSE at sparsity `wanted`, interpolated linearly between neighbours in log L0 and log NMSE.
 
-    Raises ValueError when `wanted` lies outside the measured range: no extrapolation.
+    An L0 of zero, which has no logarithm, is left out. Raises ValueError when `wanted` lies outside the measured range
+    (no extrapolation), and for values that are not finite, or an error of zero.
     """
-    points = sorted(zip(l0, error, strict=True))
+    points = sorted((x, y) for x, y in zip(l0, error, strict=True) if x != 0)
+    if wrong := [point for point in points if not all(0 < value < math.inf for value in point)]:
+        raise ValueError(f"an L0 and its NMSE must be finite and positive, found {wrong[0]}: leave out what failed")
     if not points or not points[0][0] <= wanted <= points[-1][0]:
         reached = f"{points[0][0]:.1f} to {points[-1][0]:.1f}" if points else "nothing"
         raise ValueError(f"L0 {wanted} lies outside the measured range ({reached}); widen the sweep")
@@ -116,8 +115,9 @@ def refine(sae: SparseAutoencoder, x: Tensor, n_iterations: int = 200) -> Refine
     Accelerated projected gradient descent on |x - b_dec - z W_dec|^2 from the encoder's values; the error never
     ends higher than it began. x: (batch, d_model).
     """
+    require_finite(x, "activations", "check the subject and its dtype")
     before = sae.eval().encode(x)
-    k = int((before > 0).sum(1).max())
+    k = int((before > 0).sum(1).amax()) if len(x) else 0
     start, rows = before.topk(max(k, 1), dim=1)
     support = (start > 0).to(x)
     W = sae.W_dec[rows] * support.unsqueeze(-1)  # (batch, k, d_model), zero for what is off
@@ -149,7 +149,8 @@ def recovery(sae: SparseAutoencoder, x: Tensor, kept: Sequence[int]) -> pd.DataF
     if not isinstance(sae.activation, TopK | ReLU):
         name = type(sae.activation).__name__
         raise ValueError(f"{name} does more than to select latents: take TopK, MultiTopK or ReLU")
-    if not all(low < high for low, high in pairwise([0, *kept, sae.n_latents + 1])):
+    spread(x)
+    if not kept or not all(low < high for low, high in pairwise([0, *kept, sae.n_latents + 1])):
         raise ValueError(f"`kept` must ascend between 1 and {sae.n_latents}, it is {list(kept)}")
     latents = sae.pre_acts(x).relu()
     largest, rows = latents.flatten().sort(descending=True).values, []

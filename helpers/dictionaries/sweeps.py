@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from helpers.base.checks import require_finite
+from helpers.base.checks import spread
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dictionaries.dead_latents import AuxK, Remedy
@@ -130,10 +130,10 @@ def sweep(
     method it is, has a string `fingerprint`. `n_jobs` other than 1 leaves the cells to joblib; a stream then needs
     cache=True, and each worker holds a block of it in memory.
 
-    Raises ValueError for a file in `directory` that is broken or another's, and for `heldout` that is not finite,
-    before anything is trained.
+    Raises ValueError for a file in `directory` that is broken or another's, and for `heldout` that is not finite
+    or has no variance, before anything is trained.
     """
-    require_finite(heldout, "held-out activations", "check the subject and its dtype")
+    spread(heldout, "held-out activations")
     todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, tokens, directory)) for cell in cells]
     todo = list({job.cell: job for job in todo}.values())
     done = {job.cell: found for job in todo if (found := job.load())}

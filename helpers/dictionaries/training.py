@@ -122,8 +122,8 @@ def train(
     and then and removed by no one. `sae` moves to the device of the batches.
 
     Raises ValueError for batches that are empty, not finite, too few, or of another width than the autoencoder, for a
-    first batch without variance, for the checkpoint of another training (another start, other settings, other batches),
-    and where training diverges.
+    first batch without variance or with no latent on, for the checkpoint of another training (another start, other
+    settings, other batches), and where training diverges.
     """
     first, batches = _look_at_first(sae, batches)
     training = Training(sae, config, first)
@@ -160,8 +160,8 @@ class Training:
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
         self.sae, self.config = sae.to(first.device), config
         self.start = functools.reduce(lambda seen, p: checksum(p, seen), sae.parameters(), 0)  # as it was given
-        sae.train().start_from(first, config.encoder_scale)
         self.variance = _variance(first)
+        sae.train().start_from(first, config.encoder_scale)
         self.seen = 0  # checksum of the batches read
         self.unit_norm = config.unit_norm and not sae.free_norms
         self.optimizer = Adam(sae, self.unit_norm)
@@ -349,7 +349,7 @@ def _checked(sae: SparseAutoencoder, x: Tensor) -> Tensor:
 def _variance(x: Tensor) -> Tensor:
     """Mean squared distance of rows (batch, d_model) from their mean. ()"""
     variance = (x - x.mean(0)).square().sum(-1).mean()
-    if variance <= 1e-12 * x.square().sum(-1).mean():  # else rounding
+    if not variance > 1e-12 * x.square().sum(-1).mean():  # else rounding
         raise ValueError(
             f"the first batch, of {len(x)}, has no variance to measure the loss by: take batches of more than one "
             "activation, of a stream in which they differ"

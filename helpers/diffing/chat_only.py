@@ -84,18 +84,25 @@ def decoupled(table: pd.DataFrame) -> float:
 
 
 def twinned(planted: pd.DataFrame, labels: Sequence[str]) -> float:
-    """Share of the planted context directions of one crosscoder that have a chat-only and a base-only latent.
+    """Share of the planted context directions of one crosscoder that have a chat-only and a base-only latent; NaN
+    without any.
 
     `labels` are the kinds of all planted directions.
     """
     classes = planted[planted.kind == "context"].groupby("planted")["class"].agg(set)
-    return sum({"chat-only", "base-only"} <= found for found in classes) / labels.count("context")
+    n = labels.count("context")
+    return sum({"chat-only", "base-only"} <= found for found in classes) / n if n else np.nan
 
 
 def agreement(table: pd.DataFrame, ratio: str) -> float:
-    """|Pearson's r| of Delta_norm and a ratio (its column), over latents whose ratio lies in `NU_RANGE`."""
-    usable = table[table[ratio].between(*NU_RANGE)]
-    return abs(np.corrcoef(usable.delta, usable[ratio])[0, 1])
+    """|Pearson's r| of Delta_norm and a ratio (its column), over latents whose ratio lies in `NU_RANGE`.
+
+    NaN where either does not vary over them.
+    """
+    usable = table.loc[table[ratio].between(*NU_RANGE), ["delta", ratio]].astype(float)
+    if len(usable) < 2 or (np.ptp(usable, axis=0) == 0).any():
+        return np.nan
+    return abs(np.corrcoef(usable.T)[0, 1])
 
 
 def counts_below(table: pd.DataFrame, cuts: Iterable[float]) -> pd.DataFrame:

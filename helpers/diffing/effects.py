@@ -27,7 +27,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from helpers.base.stats import resampled_columns
+from helpers.base.stats import recovered, resampled_columns
+from helpers.dictionaries.quality import nmse
 from helpers.diffing.latent_scaling import NU_RANGE, rank_sum
 from helpers.diffing.patching import NONE, Condition, Difference, Patched, error, patch_kl, written
 from helpers.subjects.pair import SubjectPair
@@ -38,22 +39,22 @@ BIAS = {False: "without", True: "with"}  # the difference of the decoder biases
 
 
 def gap_closed(patched: Patched) -> pd.Series:
-    """The share of the gap that each condition closes over all positions, by its name."""
+    """The share of the gap that each condition closes over all positions, by its name; NaN where there is no gap."""
     kl = patched.kl.astype(float).mean()
-    return 1 - kl / kl[NONE]
+    return pd.Series(recovered(torch.tensor(kl.to_numpy()), torch.tensor(kl[NONE])).numpy(), kl.index)
 
 
 def effects(patched: Patched, draws: int = 500) -> pd.DataFrame:
     """A row for each condition and kind of positions: condition, positions, n of them, dialogues, kl, recovered.
 
-    kl (nats a position) and recovered (a share) have `_low` and `_high`, over dialogues, but for no `draws`. Raises
-    ValueError for fewer than two dialogues with such positions.
+    kl (nats a position) and recovered (a share, NaN where there is no gap) have `_low` and `_high`, over dialogues, but
+    for no `draws`. Raises ValueError for fewer than two dialogues with such positions.
     """
     tables = []
     for positions in POSITIONS:
         sums, counts = _by_dialogue(patched, positions)
         means = _resampled(sums, counts, draws)  # (conditions, 1 + draws)
-        shares = 1 - means / means[sums.columns.get_loc(NONE)]
+        shares = recovered(means, means[sums.columns.get_loc(NONE)])
         about = {"condition": sums.columns, "positions": positions, "n": counts.sum(), "dialogues": len(counts)}
         measured = resampled_columns("kl", means) | resampled_columns("recovered", shares)
         tables.append(pd.DataFrame(about | measured))
@@ -117,11 +118,13 @@ def halves(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def explained(difference: Difference, x: Tensor, batch: int = 4096) -> float:
-    """Share of the variance of chat - base that a dictionary rebuilds, with its bias where it has one: x (n, 2, d)."""
+    """Share of the variance of chat - base that a dictionary rebuilds, with its bias where it has one: x (n, 2, d).
+
+    Raises ValueError for x that is not finite, and for a difference without variance, as of a model and itself.
+    """
     bias = 0.0 if difference.bias is None else difference.bias
     rebuilt = torch.cat([difference.encode(part) @ difference.rows + bias for part in x.split(batch)])
-    wanted = x[:, 1] - x[:, 0]
-    return 1 - ((wanted - rebuilt).square().sum() / (wanted - wanted.mean(0)).square().sum()).item()
+    return 1 - nmse(x[:, 1] - x[:, 0], rebuilt)
 
 
 def _by_dialogue(patched: Patched, positions: str) -> tuple[pd.DataFrame, np.ndarray]:

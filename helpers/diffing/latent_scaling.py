@@ -46,17 +46,17 @@ NOTHING = "there is nothing to scale on: no activations came; check the stream"
 
 
 class Scaling(NamedTuple):
-    """What Latent Scaling found; NaN for latents that never fired."""
+    """What Latent Scaling found; NaN for latents that never fired, or whose chat row is zero."""
 
     beta: dict[str, Tensor]  # of each target: (2, n_latents) float64
     fired: Tensor  # (n_latents,) int64: tokens it was on for
 
     def nu(self, target: str) -> Tensor:
-        """beta in base over beta in chat, (n_latents,)."""
+        """beta in base over beta in chat, (n_latents,); NaN where chat has nothing of the latent."""
         if target not in self.beta:
             raise ValueError(f"there is no target {target!r}: use one of {', '.join(self.beta)}")
         base, chat = self.beta[target]
-        return base / chat
+        return base / chat.where(chat != 0, torch.nan)
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def _planted(found: Found, order: np.ndarray, pairs: TrainedPairs) -> dict:
     truth = pairs.stream("injected")
     match = match_planted(found.directions[order], truth)
     of = match.planted.where(match.kind == "chat-only")
-    return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in TOPS}
+    return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in TOPS}  # `Plan` plants some
 
 
 @torch.no_grad()

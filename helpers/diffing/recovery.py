@@ -36,7 +36,7 @@ COSINE = 0.7  # two random directions in 256 dimensions stay below 0.25
 
 class Score(NamedTuple):
     precision: float  # nan if nothing was called chat-only
-    recall: float
+    recall: float  # nan if nothing was planted in chat alone
 
 
 # ---- planted directions
@@ -71,8 +71,7 @@ def score_planted(called: np.ndarray, planted: pd.DataFrame, labels: Sequence[st
     `planted` is of `planted_of`, `labels` are the kinds of all planted directions.
     """
     right = called & (planted.kind == "chat-only").to_numpy()
-    n_wanted = labels.count("chat-only")
-    return Score(_share(right.sum(), called.sum()), planted.planted[right].nunique() / n_wanted)
+    return Score(_share(right.sum(), called.sum()), _share(planted.planted[right].nunique(), labels.count("chat-only")))
 
 
 def directions(dictionary: SparseAutoencoder) -> Tensor:
@@ -87,7 +86,8 @@ def directions(dictionary: SparseAutoencoder) -> Tensor:
 def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Series:
     """Share of the planted directions of each kind that one of some rows (m, d_model) points along; and of those that
     are one model's alone, "exclusive"."""
-    nearest = (F.normalize(rows, dim=-1) @ pair.directions.T).amax(0).cpu()
+    near = F.normalize(rows, dim=-1) @ pair.directions.T
+    nearest = torch.cat([near, near.new_full((1, near.shape[1]), -1.0)]).amax(0).cpu()  # of no rows, none
     found = pd.Series((nearest > cosine).numpy(), index=pair.labels).astype(float)
     alone = found[found.index.isin(["chat-only", "base-only"])].mean()
     return pd.concat([found.groupby(level=0, sort=False).mean(), pd.Series({"exclusive": alone})])
@@ -111,7 +111,7 @@ def score_behaviours(called: np.ndarray, about: np.ndarray, f1: np.ndarray, want
     A latent is about the behaviour that it detects best, `about` (n_latents,), if its F1 for that is above `F1`.
     """
     right = called & (f1 > F1) & wanted[about]
-    return Score(_share(right.sum(), called.sum()), len(set(about[right])) / max(1, wanted.sum()))
+    return Score(_share(right.sum(), called.sum()), _share(len(set(about[right])), wanted.sum()))
 
 
 def auroc_scores(codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n_labels: int) -> np.ndarray:

@@ -37,14 +37,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers.activations.stream import normalise, undo
-from helpers.base.stats import resampled_columns
+from helpers.base.stats import ROUNDING, recovered, resampled_columns
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.subjects.subject import Subject, token_losses
 
 Replace = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
 BATCH_ROWS = 16  # rows of text a pass
 DRAWS = 1000  # resamplings of rows
-ROUNDING = 1e-5  # nats: what float32 leaves of no difference at all
 
 
 class Losses(NamedTuple):
@@ -72,8 +71,8 @@ def downstream(subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder]
     ce_original, (ce_zero, ce_mean, *ce) = losses.original.mean().item(), losses.ce.mean(1).tolist()
     table = {"ce_original": ce_original, "ce_zero": ce_zero, "ce_mean": ce_mean, "ce": ce}
     table |= {"kl": losses.kl[2:].mean(1).tolist()} | resampled_columns("delta_ce", delta_ce)
-    table |= resampled_columns("recovered_zero", _recovered(delta_ce, zero))
-    table |= resampled_columns("recovered_mean", _recovered(delta_ce, average))
+    table |= resampled_columns("recovered_zero", recovered(delta_ce, zero))
+    table |= resampled_columns("recovered_mean", recovered(delta_ce, average))
     return pd.DataFrame(table)
 
 
@@ -83,8 +82,7 @@ def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace
 
     Blocks up to the site run once for all. Memory: three tensors (BATCH_ROWS, T, n_vocab) in float32.
     """
-    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 3:
-        raise ValueError(f"rows must be (n_rows, T) with at least one row of three tokens, not {tuple(rows.shape)}")
+    _require_rows(rows)
     parts = tqdm(rows.split(BATCH_ROWS), "splice", unit="batch", delay=2, leave=False)
     original, ce, kl = zip(*(_batch(subject, part, replacements) for part in parts), strict=True)
     return Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
@@ -132,8 +130,10 @@ def rescaled(
 def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: scipy.sparse.csc_array) -> float:
     """Nats a token when the site holds what `codes` (n_rows * T, n_latents) decode to, ids (n_rows, T).
 
-    The mean is over the same predictions as above.
+    The mean is over the same predictions as above. Raises ValueError for rows of fewer than three tokens, and for codes
+    of other rows.
     """
+    _require_rows(rows)
     if codes.shape[0] != rows.numel():
         raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
     x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
@@ -206,6 +206,11 @@ def compute_shares(frame: pd.DataFrame, curve: TrainingCurve) -> pd.DataFrame:
     return pd.DataFrame(table | {"why_not": [reason for _, reason in found]}, index=frame.index)
 
 
+def _require_rows(rows: Tensor) -> None:
+    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 3:
+        raise ValueError(f"rows must be (n_rows, T) with at least one row of three tokens, not {tuple(rows.shape)}")
+
+
 def _batch(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> tuple[Tensor, Tensor, Tensor]:
     residuals, studied = subject.residuals(rows), subject.studied(rows)
     targets = rows[:, 2:].to(residuals.device, torch.int64)
@@ -240,11 +245,6 @@ def _weights(n_rows: int) -> Tensor:
     chosen = torch.randint(n_rows, (DRAWS, n_rows), generator=random)
     counts = torch.zeros(DRAWS, n_rows, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(chosen.shape).double())
     return torch.cat([torch.ones(1, n_rows, dtype=torch.float64), counts]) / n_rows
-
-
-def _recovered(delta_ce: Tensor, ablated: Tensor) -> Tensor:
-    """(n_saes, 1 + DRAWS) and (1 + DRAWS,), both increases over the original loss."""
-    return 1 - delta_ce / ablated.where(ablated > 0, torch.nan)
 
 
 def _share(curve: TrainingCurve, delta_ce: float) -> tuple[float, str]:

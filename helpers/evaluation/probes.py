@@ -204,11 +204,17 @@ def _standardised(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _signs_and_shares(y: Tensor) -> tuple[Tensor, Tensor]:
-    """+1 or -1 for each token, and its weight: half for each class."""
+    """+1 or -1 for each token, and its weight: half for each class. Raises ValueError for one class only."""
+    if y.all() or not y.any():
+        raise ValueError("every token has the same label: take tokens of both classes")
     return torch.where(y, 1.0, -1.0).double(), torch.where(y, 0.5 / y.sum(), 0.5 / (~y).sum()).double()
 
 
 def _check(data: Labelled, directions: Tensor | None) -> None:
+    if not data.tasks:
+        raise ValueError(
+            "there is no task to probe for: take more documents, so that both classes of a label are common"
+        )
     for what, values in {"activations": data.x, "directions": directions}.items():
         if values is not None and not values.isfinite().all():
             raise ValueError(f"some {what} are NaN or infinite: look at the model that they come from")

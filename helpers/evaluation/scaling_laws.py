@@ -107,8 +107,8 @@ def fit_joint_law(n: ArrayLike, k: ArrayLike, loss: ArrayLike, starts: int = 32,
 
 def residuals(law: Law, *columns: ArrayLike) -> NDArray:
     """ln(measured / predicted). `columns`: those that the law is called on, then the measured loss."""
-    *x, y = columns
-    return np.log(np.asarray(y, float) / law(*x))
+    *x, y = _columns(**{f"column {i}": c for i, c in enumerate(columns, 1)})
+    return np.log(y / law(*x))
 
 
 def heldout_error(x: ArrayLike, y: ArrayLike, floor: bool) -> float:
@@ -148,6 +148,10 @@ def bootstrap(fit: Callable, *columns: ArrayLike, draws: int = 200, seed: int = 
         raise ValueError("some cell has one seed only: pass `around`, the law whose residuals are to be redrawn")
     else:
         cell, centre, spare = np.zeros_like(cell), np.log(law(*x)), len(y) - law.parameters
+    if spare < 1:
+        raise ValueError(
+            f"{len(y)} points leave nothing to redraw around {law.parameters} constants: add sizes or seeds"
+        )
     widen = math.sqrt(len(y) / spare) * stdtrit(spare, 0.975) / stdtrit(np.inf, 0.975)
     groups, random = pd.Series(widen * (np.log(y) - centre)).groupby(cell), np.random.default_rng(seed)
     noise = (groups.sample(frac=1, replace=True, random_state=random).to_numpy() for _ in range(draws))
@@ -207,7 +211,8 @@ def convergence(curves: pd.DataFrame, within: float) -> pd.DataFrame:
 def exponents(table: pd.DataFrame, y: str, sizes: int = 3) -> list[float]:
     """Slope of ln y over ln n_latents, one for each seed with so many sizes."""
     parts = [part for _, part in table.groupby("seed") if part.n_latents.nunique() >= sizes]
-    return [float(np.polyfit(np.log(part.n_latents), np.log(part[y]), 1)[0]) for part in parts]
+    logs = [np.log(_columns(n_latents=part.n_latents, **{y: part[y]})) for part in parts]
+    return [float(np.polyfit(*log, 1)[0]) for log in logs]
 
 
 def line_through(x: ArrayLike, y: ArrayLike, b: float) -> PowerLaw:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from helpers.base.checks import require_finite, spread
 from helpers.subjects.pair import half_and_half
 from helpers.subjects.pretraining import Loss, next_logits
 from helpers.text.dialogues import base_text_plants, dialogues
@@ -94,16 +95,15 @@ def gentle_loss(base: PreTrainedModel, turn: int) -> Loss:
 def drift(base: torch.Tensor, chat: torch.Tensor) -> dict[str, float]:
     """How far activations (n, d_model) moved: share_of_variance and norm_ratio, as at the module's head.
 
-    Raises ValueError for other shapes and for fewer than two rows.
+    Raises ValueError for other shapes, for fewer than two rows, for what is not finite, for chat without variance and
+    for a base that is all zeros.
     """
     if base.shape != chat.shape or base.ndim != 2 or len(base) < 2:
         shapes = f"{tuple(base.shape)} and {tuple(chat.shape)}"
         raise ValueError(f"activations have shapes {shapes}; expected the same (n, d_model), with at least two rows")
     base, chat = base.double(), chat.double()
-    spread = (chat - chat.mean(0)).square().sum()
-    if not spread > 0:
-        raise ValueError("the activations are all equal, or not finite: there is no variance to take a share of")
-    share = (chat - base).square().sum() / spread
+    _require_norm(base)
+    share = (chat - base).square().sum() / spread(chat)
     return {"share_of_variance": share.item(), "norm_ratio": (chat.norm(dim=1).mean() / base.norm(dim=1).mean()).item()}
 
 
@@ -111,16 +111,25 @@ def closeness(x: torch.Tensor, groups: Mapping[str, np.ndarray]) -> pd.DataFrame
     """How far chat is from base on groups of tokens, bool (n,) each; a group without tokens is left out.
 
     difference is the squared distance of the two activations, as a share of chat's from its mean over all of x (n, 2,
-    d_model); norm_ratio is the mean norm in chat over that in base.
+    d_model); norm_ratio is the mean norm in chat over that in base. Raises ValueError for x that is not finite, and
+    for a group whose base is all zeros or whose chat is all its mean.
     """
     base, chat = x.unbind(1)
-    apart, spread = (chat - base).square().sum(-1), (chat - chat.mean(0)).square().sum(-1)
+    mean = chat.mean(0)
+    apart = (chat - base).square().sum(-1)
     norms = x.norm(dim=-1)  # (n, 2)
     rows = []
     for name, inside in groups.items():
         if (mask := torch.as_tensor(inside)).any():
+            _require_norm(base[mask])
             ratio = norms[mask, 1].mean() / norms[mask, 0].mean()
-            difference = apart[mask].sum() / spread[mask].sum()
+            difference = apart[mask].sum() / spread(chat[mask], around=mean)
             about = {"difference": difference.item(), "norm_ratio": ratio.item()}
             rows.append({"group": name, "tokens": int(mask.sum())} | about)
     return pd.DataFrame(rows)
+
+
+def _require_norm(base: torch.Tensor) -> None:
+    require_finite(base, "activations of base", "check the subject and its dtype")
+    if not base.any():
+        raise ValueError("the activations of base are all zero: there is no norm to take a ratio to")

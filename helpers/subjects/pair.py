@@ -10,6 +10,7 @@ Half of what a crosscoder reads is plain text and half dialogue: `half_and_half`
 
 import dataclasses
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from helpers.subjects.subject import Subject
 class SubjectPair:
     """What `ActivationStream` needs of a subject; `residuals` are twice as wide as a model's.
 
-    Raises ValueError for models that differ in width, site or tokenizer, or whose tokenizer has no chat template.
+    Raises ValueError for models that differ in width, site, dtype or tokenizer, or whose tokenizer has no chat
+    template, and for scales that are not positive and finite.
     """
 
     base: Subject
@@ -29,7 +31,9 @@ class SubjectPair:
     scales: tuple[float, float] = (1.0, 1.0)  # activations are divided by these
 
     def __post_init__(self):
-        for what, of in {"width": "d_model", "site": "site", "context": "context"}.items():
+        if not all(0 < scale < math.inf for scale in self.scales):
+            raise ValueError(f"activations are divided by the scales {self.scales}: make both positive and finite")
+        for what, of in {"width": "d_model", "site": "site", "context": "context", "dtype": "dtype"}.items():
             ours, theirs = (getattr(subject, of) for subject in (self.base, self.chat))
             if ours != theirs:
                 raise ValueError(
@@ -103,7 +107,10 @@ class SubjectPair:
         return torch.cat([base / self.scales[0], chat / self.scales[1]], -1)
 
     def scaled(self, rows: torch.Tensor) -> "SubjectPair":
-        """The pair with each model's mean norm at sqrt(d_model), measured where token rows (B, T) are studied."""
+        """The pair with each model's mean norm at sqrt(d_model), measured where token rows (B, T) are studied.
+
+        Raises ValueError if none is, or all activations are zero.
+        """
         norms = [s.residuals(rows)[self.studied(rows)].norm(dim=-1).mean().item() for s in (self.base, self.chat)]
         width = self.base.d_model**0.5
         return dataclasses.replace(self, scales=(norms[0] / width, norms[1] / width))

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
 from helpers.activations.stream import normalise
-from helpers.base.stats import resampled_columns
+from helpers.base.stats import recovered, resampled_columns
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
 from helpers.evaluation import downstream as downstream_module
 from helpers.evaluation.downstream import (
     TrainingCurve,
-    _recovered,
     _weights,
     ablation,
     compute_shares,
@@ -151,7 +150,7 @@ def test_the_mean_as_reconstruction_recovers_nothing_and_a_perfect_one_all(subje
 
 
 def test_an_ablation_that_costs_nothing_has_no_share_to_recover():
-    assert _recovered(torch.tensor([[0.1, 0.1]]), torch.tensor([-1.0, 1.0]))[0].tolist() == pytest.approx(
+    assert recovered(torch.tensor([[0.1, 0.1]]), torch.tensor([-1.0, 1.0]))[0].tolist() == pytest.approx(
         [math.nan, 0.9], nan_ok=True
     )
 
