@@ -121,7 +121,7 @@ def _claim_cells(row: dict) -> list[str]:
 
 def _measured(row: dict) -> str:
     """Ours, and in small print what the names stand for."""
-    return "<br>".join(filter(None, (numbers(row), f"<sub>{row['claim'].measured}</sub>")))
+    return "<br>".join(filter(None, (numbers(row), f"<small>{row['claim'].measured}</small>")))
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
@@ -145,7 +145,7 @@ def _card(path: Path, results: Path) -> str:
     cost = [f"{number(run[key])} {unit}" for key, unit in (("minutes", "min"), ("peak_memory_gb", "GB")) if key in run]
     picture = f'<a href="{link}"><img src="data/gallery/{number_of(path)}.png" width="{THUMBNAIL}" alt=""></a><br>'
     shown = picture if _picture(path) else ""
-    return f"{shown}[**{number_of(path)}**]({link}) {question_of(path)} <sub>{' · '.join(cost)}</sub>"
+    return f"{shown}[**{number_of(path)}**]({link}) {question_of(path)} <small>{' · '.join(cost)}</small>"
 
 
 def costs(results: Path = RESULTS) -> str:

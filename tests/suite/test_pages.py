@@ -87,12 +87,12 @@ def test_a_notebook_is_a_thumbnail_a_question_and_what_it_took(suite):
     found = pages.notebooks(suite("# 02 · ReLU against TopK\n\n**Which is better?**\nText.")).splitlines()
     assert found[:2] == ["| | |", "| --- | --- |"] and len(found) == 3
     assert '<img src="data/gallery/02.png"' in found[2] and found[2].endswith(" |  |")
-    assert "[**02**](notebooks/02_relu_against_topk.ipynb) Which is better? <sub>4.25 min · 1.5 GB</sub>" in found[2]
+    assert "(notebooks/02_relu_against_topk.ipynb) Which is better? <small>4.25 min · 1.5 GB</small>" in found[2]
 
 
 def test_a_notebook_without_question_or_figure_shows_its_heading(suite):
     found = pages.notebooks(suite("# 02 · ReLU against TopK\nText.", tagged=False))
-    assert ") ReLU against TopK <sub>" in found and "img" not in found and thumbnails() == {}
+    assert ") ReLU against TopK <small>" in found and "img" not in found and thumbnails() == {}
 
 
 def test_a_thumbnail_is_small_and_keeps_its_colours(suite):
@@ -123,8 +123,8 @@ def test_the_ledger_has_a_row_per_claim_under_its_paper(tmp_path):
     found = re.findall(r"^\| ([GC]\d+) \|.*$", scaling + diffing, re.MULTILINE)
     lines = {line.split(" | ")[0].strip("| "): line for line in (scaling + diffing).splitlines()}
     assert found == list(load_claims()) and "\n| C" not in scaling and "\n| G" not in diffing
-    assert "| slope 0.31 [-0.1, n/a]<br><sub>`slope`: change of log" in lines["G2"]
-    assert lines["G2"].endswith("</sub> | 3 | ≈ partly: a \\| b |")
+    assert "| slope 0.31 [-0.1, n/a]<br><small>`slope`: change of log" in lines["G2"]
+    assert lines["G2"].endswith("</small> | 3 | ≈ partly: a \\| b |")
     assert "not run: it has no notebook yet" in lines["C37"] and "rated by the reader, so no number" in lines["G40"]
     assert lines["C1"].endswith("○ not run |")
 
@@ -133,7 +133,7 @@ def test_the_ledger_sets_what_is_measured_and_not_judged_apart(tmp_path):
     row = ROW | {"verdict": "measured, not judged", "measured": {"l1_nu_error": 0.4}, "interval": {}, "why": ""}
     text = ledger(results(tmp_path, "12", C27=row))
     [line] = [line for line in text.splitlines() if line.startswith("| C27 ")]
-    assert "| l1_nu_error 0.4<br><sub>rank correlation of each ν" in line
+    assert "| l1_nu_error 0.4<br><small>rank correlation of each ν" in line
     assert line.endswith("| 3 | ◇ measured, not judged |")
     assert f"◇ 1 measured, not judged · ○ {len(load_claims()) - 1} not run" in text
 
