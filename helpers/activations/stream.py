@@ -45,7 +45,7 @@ class Scale(NamedTuple):
 def normalise(x: torch.Tensor, mode: str = "unit") -> tuple[torch.Tensor, Scale]:
     """Centre each (..., d_model) over its coordinates and scale it to unit length; "none" leaves it as it is.
 
-    `undo` inverts. A constant x becomes zero.
+    `undo` inverts. A constant x becomes zero, and so does what differs from a constant by no more than rounding.
     """
     if mode == "none":
         return x, Scale(torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1]))
@@ -54,7 +54,9 @@ def normalise(x: torch.Tensor, mode: str = "unit") -> tuple[torch.Tensor, Scale]
     mean = x.mean(-1, keepdim=True)
     centred = x - mean
     norm = centred.norm(dim=-1, keepdim=True)
-    return centred / norm.clamp_min(torch.finfo(x.dtype).tiny), Scale(mean, norm)
+    number = torch.finfo(x.dtype)
+    rounding = 8 * number.eps * x.shape[-1] ** 0.5 * mean.abs()
+    return (centred / norm.clamp_min(number.tiny)).masked_fill(norm <= rounding, 0.0), Scale(mean, norm)
 
 
 def undo(x: torch.Tensor, scale: Scale) -> torch.Tensor:
@@ -146,7 +148,12 @@ class ActivationStream:
             yield batch
 
     def take(self, n: int) -> torch.Tensor:
-        """The first n shuffled activations, (n, d_model), for means and variances. Does not move the stream."""
+        """The first n shuffled activations, (n, d_model), for means and variances. Does not move the stream.
+
+        Raises ValueError for n below 1.
+        """
+        if n < 1:
+            raise ValueError(f"{n} activations are nothing to measure on: take one or more")
         return self._read(0, n)
 
     def state(self) -> dict:
@@ -157,7 +164,13 @@ class ActivationStream:
     def fingerprint(self) -> str:
         """SHA-256 of all that the activations and their order depend on."""
         order = {"seed": self.seed, "rows_per_block": self.rows_per_block}
-        return hashlib.sha256(json.dumps(self._depends_on | order).encode()).hexdigest()
+        precision = {"cached": self._cache is not None, "dtype": str(self.harvest.dtype)}
+        if precision == {
+            "cached": True,
+            "dtype": "torch.float32",
+        }:  # what sweeps read keeps the name it is stored under
+            precision = {}
+        return hashlib.sha256(json.dumps(self._depends_on | order | precision).encode()).hexdigest()
 
     def reader(self) -> "ActivationStream":
         """The same stream without model and text, for other processes: it only reads the cache, and pickles.
@@ -257,6 +270,7 @@ class ActivationStream:
                 f"{len(self.rows)} rows of {self.harvest.context} tokens give {self.n_activations} activations, fewer "
                 f"than one batch of {self.batch_size}: pass more tokens, or a smaller batch_size"
             )
+        self._checked(self.batch_size)
         bytes_each = self.subject.d_model * self.harvest.dtype.itemsize + 8  # 8 for its place in the order
         activations = int(memory_limit_gb * 1e9) // bytes_each
         fitting = activations // int(self.kept.max())  # rows

@@ -113,8 +113,14 @@ class BatchTopK(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the threshold to the least value kept, averaged over batches of pre-activations (batch, n_latents)."""
-        self.threshold.copy_(torch.stack([kernels.batch_topk_threshold(b, self.k) for b in batches]).mean())
+        """Set the threshold to the least value kept, averaged over batches of pre-activations (batch, n_latents).
+
+        Raises ValueError for no batches.
+        """
+        thresholds = [kernels.batch_topk_threshold(b, self.k) for b in batches]
+        if not thresholds:
+            raise ValueError("there is nothing to calibrate on: no batch came; check the stream of activations")
+        self.threshold.copy_(torch.stack(thresholds).mean())
 
 
 class SparseAutoencoder(nn.Module):

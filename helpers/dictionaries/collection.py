@@ -67,6 +67,8 @@ class TrainedSAEs:
     """
 
     def __init__(self, plan: str, subject: str, seeds: Sequence[int]):
+        if plan not in PLANS or not len(seeds):
+            raise ValueError(f"plan {plan!r}, seeds {list(seeds)}: choose of {', '.join(PLANS)}, and give a seed")
         self.plan, self.subject = PLANS[plan], subject
         self.seeds = list(seeds)
 

@@ -54,13 +54,15 @@ class AuxK(Remedy):
     def __post_init__(self):
         if self.normalise_by not in NORMALISERS:
             raise ValueError(f"unknown normaliser {self.normalise_by!r}: use one of {', '.join(NORMALISERS)}")
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"AuxK with k = {self.k} rebuilds nothing: choose k >= 1")
         if not 0 < self.share <= 1:
             raise ValueError(f"AuxK needs a share of the tokens above 0 and at most 1, not {self.share}")
 
     def loss(self, sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
         some = slice(0, max(2, round(self.share * len(x))))  # one token has no variance
         residual = x[some] - (x_hat[some].detach() if self.detach else x_hat[some])
-        rows, k = dead.nonzero().squeeze(1), self.k or sae.d_model // 2
+        rows, k = dead.nonzero().squeeze(1), self.k or max(1, sae.d_model // 2)
         weights = (sae.W_enc, sae.b_enc, sae.b_dec)
         code = kernels.encode_topk(x[some], *weights, min(k, len(rows)), sae.sizes(), among=rows)
         rebuilt = kernels.decode_sparse(code, sae.W_dec) + (sae.b_dec if self.bias else 0.0)
@@ -103,6 +105,8 @@ class Resample(Remedy):
         if not any(before < mark <= after for mark in self.at) or dead.all() or not dead.any():
             return False
         badness = (x - sae(x)).square().sum(-1).square()  # inputs come with probability ~ loss^2
+        if not badness.any():  # nothing is badly rebuilt
+            return False
         random = torch.Generator(x.device).manual_seed(round(1e9 * after))
         chosen = torch.multinomial(badness, int(dead.sum()), replacement=True, generator=random)
         directions = F.normalize(x[chosen] - sae.b_dec, dim=-1)

@@ -130,9 +130,11 @@ def sweep(
     method it is, has a string `fingerprint`. `n_jobs` other than 1 leaves the cells to joblib; a stream then needs
     cache=True, and each worker holds a block of it in memory.
 
-    Raises ValueError for a file in `directory` that is broken or another's, and for `heldout` that is not finite
-    or has no variance, before anything is trained.
+    Raises ValueError for no cells, for a file in `directory` that is broken or another's, and for `heldout` that is not
+    finite or has no variance, before anything is trained.
     """
+    if not cells:
+        raise ValueError("there is no cell to train: pass one or more")
     spread(heldout, "held-out activations")
     todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, tokens, directory)) for cell in cells]
     todo = list({job.cell: job for job in todo}.values())

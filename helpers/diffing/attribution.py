@@ -34,7 +34,9 @@ def shares(
     steps: int = 8,
 ) -> Tensor:
     """Nats a position that each latent takes off the KL, (n_latents,) float64, over all positions that predict an
-    answer; as `patch_kl` without the bias."""
+    answer; as `patch_kl` without the bias. Raises ValueError for fewer than one step."""
+    if steps < 1:
+        raise ValueError(f"an integral of {steps} points is none: choose steps >= 1")
     total, positions = torch.zeros(len(difference.rows), dtype=torch.float64), 0
     for rows in tqdm(list(rows_of(dialogues, pair.context, BATCH)), "shares", unit="batch", delay=2, leave=False):
         site = Site(pair, rows)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.activations.views import ViewedStream, view_of
+from helpers.base.checks import require_finite
 from helpers.base.stats import known_interval, percent_table
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
@@ -214,6 +215,7 @@ def mean_difference(pairs: TrainedPairs, pair: str, seed: int) -> Found:
     """
     n, total, moment = 0, 0.0, 0.0
     for x in ViewedStream(pairs.stream(pair), "difference").batches(min(SAMPLE, pairs.plan.tokens)):
+        require_finite(x, "activations of a batch", "check the subject and its dtype")
         n, total, moment = n + len(x), total + x.sum(0).double(), moment + (x.T @ x).double()
     mean = F.normalize(total / n, dim=0)
     left = torch.eye(len(mean)).to(mean) - mean.outer(mean)

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers.activations.views import view_of
+from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.subjects.pair import SubjectPair
@@ -50,9 +51,11 @@ class Difference:
     def latents(self, x: Tensor) -> Tensor:
         """How much each latent is on, (n, n_latents); a decoupled one is on where it is in either model.
 
-        Raises ValueError for a code that does not fit the rows.
+        Raises ValueError for a code that does not fit the rows, and for what is not finite.
         """
+        require_finite(x, "activations", "check the subject and its dtype")
         code = self.encode(x)
+        require_finite(code, "latents", "check the dictionary's weights")
         if code.shape != (len(x), len(self.rows)):
             raise ValueError(f"{len(self.rows)} rows, but a code of {tuple(code.shape)} for {len(x)} tokens")
         return code.unflatten(1, (-1, self.n_latents)).amax(1)

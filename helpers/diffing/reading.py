@@ -16,6 +16,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from helpers.base.checks import require_finite
 from helpers.dictionaries.pair_collection import WHERE, Heldout
 from helpers.diffing.recovery import behaviour_table, detection_scores
 from helpers.subjects.pair import SubjectPair
@@ -45,14 +46,25 @@ def read_dialogues(pair: SubjectPair, dialogues: Sequence[Encoded], batch: int =
 
 @torch.no_grad()
 def sparse_codes(encode: Callable[[Tensor], Tensor], x: Tensor, batch: int = 4096) -> scipy.sparse.csr_array:
-    """What `encode` makes of x (tokens, ...), a part at a time: (tokens, n_latents)."""
+    """What `encode` makes of x (tokens, ...), a part at a time: (tokens, n_latents).
+
+    Raises ValueError for x that is not finite.
+    """
+    require_finite(x, "activations", "check the subject and its dtype")
     return scipy.sparse.vstack(
         [scipy.sparse.csr_array(encode(part).cpu().numpy()) for part in x.split(batch)], format="csr"
     )
 
 
 def along(x: Tensor, directions: Tensor) -> scipy.sparse.csr_array:
-    """Codes of directions (m, d_model) that may point either way: x . d, less the least of each, (tokens, m)."""
+    """Codes of directions (m, d_model) that may point either way: x . d, less the least of each, (tokens, m).
+
+    Raises ValueError for no tokens, and for what is not finite.
+    """
+    if not len(x):
+        raise ValueError("there are no tokens to read: pass one or more")
+    require_finite(x, "activations", "check the subject and its dtype")
+    require_finite(directions, "directions", "check what they were fitted to")
     heights = (x @ directions.T).cpu().numpy()
     return scipy.sparse.csr_array(heights - heights.min(0))
 
@@ -117,8 +129,9 @@ def side_by_side(values: np.ndarray, reading: Heldout, n: int | None = None) -> 
 def mean_differences(x: Tensor, labels: np.ndarray, n_labels: int) -> Tensor:
     """Mean of x (tokens, d_model) over each label less its mean over all other labels: (n_labels, d_model).
 
-    Zero for a label that no token has, or every labelled one.
+    Zero for a label that no token has, or every labelled one. Raises ValueError for x that is not finite.
     """
+    require_finite(x, "activations", "check the subject and its dtype")
     shares = _one_hot(labels, n_labels).to(x)
     x, shares = x[labels >= 0], shares[labels >= 0]
     there, others = shares.sum(0), len(shares) - shares.sum(0)
@@ -131,8 +144,10 @@ def mean_differences(x: Tensor, labels: np.ndarray, n_labels: int) -> Tensor:
 def linear_probes(x: Tensor, labels: np.ndarray, n_labels: int, ridge: float = 1e-2) -> Tensor:
     """Directions (n_labels, d_model) of least squares for "has this label", on labelled tokens of x (tokens, d_model).
 
-    `ridge` is in units of x's mean variance, so that the scale of x does not matter.
+    `ridge` is in units of x's mean variance, so that the scale of x does not matter. Raises ValueError for x that is
+    not finite.
     """
+    require_finite(x, "activations", "check the subject and its dtype")
     wanted, x = _one_hot(labels, n_labels)[labels >= 0].to(x.device, torch.float64), x[labels >= 0].double()
     if not len(x):
         return torch.zeros(n_labels, x.shape[1], device=x.device)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.activations.injected import InjectedPair
+from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
 
@@ -50,6 +51,7 @@ def planted_of(crosscoder: Crosscoder, pair: InjectedPair, cosine: float = COSIN
 def match_planted(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.DataFrame:
     """A row for each of `rows` (m, d_model): the planted direction it is of (-1 for none), its kind and rho, and the
     cosine."""
+    require_finite(rows, "directions", "check the dictionary's weights")
     nearest, index = (each.cpu() for each in (F.normalize(rows, dim=-1) @ pair.directions.T).max(1))
     found = (nearest > cosine).numpy()
     kinds = np.where(found, np.array(pair.labels, dtype=object)[index.numpy()], "background")
@@ -86,6 +88,7 @@ def directions(dictionary: SparseAutoencoder) -> Tensor:
 def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Series:
     """Share of the planted directions of each kind that one of some rows (m, d_model) points along; and of those that
     are one model's alone, "exclusive"."""
+    require_finite(rows, "directions", "check the dictionary's weights")
     near = F.normalize(rows, dim=-1) @ pair.directions.T
     nearest = torch.cat([near, near.new_full((1, near.shape[1]), -1.0)]).amax(0).cpu()  # of no rows, none
     found = pd.Series((nearest > cosine).numpy(), index=pair.labels).astype(float)
@@ -99,7 +102,10 @@ def recalls(rows: Tensor, pair: InjectedPair, cosine: float = COSINE) -> pd.Seri
 def f1_scores(codes: Tensor | np.ndarray | scipy.sparse.sparray, labels: np.ndarray, n_labels: int) -> np.ndarray:
     """F1 of each latent, on where above zero, as a detector of each label, (n_labels, n_latents); 0 where a label never
     occurs."""
-    on = scipy.sparse.csr_array((codes.cpu() if isinstance(codes, Tensor) else codes) > 0).astype(np.float64)
+    codes = scipy.sparse.csr_array(codes.cpu().numpy() if isinstance(codes, Tensor) else codes)
+    _require_finite(codes)
+    _check(codes, labels, n_labels)
+    on = (codes > 0).astype(np.float64)
     labelled = scipy.sparse.csr_array(labels[:, None] == np.arange(n_labels)).astype(np.float64)
     hits = (labelled.T @ on).toarray()
     return 2 * hits / np.maximum(on.sum(0) + labelled.sum(0)[:, None], 1)
@@ -120,6 +126,7 @@ def auroc_scores(codes: scipy.sparse.sparray | np.ndarray, labels: np.ndarray, n
     labels (tokens,), -1 for none. Exact, in one sort of what is above zero: zeros share one rank.
     """
     columns = _columns(codes)
+    _check(columns, labels, n_labels)
     n, m = columns.shape
     latents = _latents(columns)
     zeros = n - np.diff(columns.indptr)
@@ -144,6 +151,7 @@ def cut_scores(
     A latent that never fires, and a label that no token has, give 0 and an infinite cut.
     """
     columns = _columns(codes)
+    _check(columns, labels, n_labels)
     m, latents = columns.shape[1], _latents(columns)
     order = np.lexsort((-columns.data, latents))
     values, label, latents = columns.data[order], labels[columns.indices[order]], latents[order]
@@ -210,7 +218,7 @@ def detection_scores(
     on = scipy.sparse.csr_array(codes > 0)
     names, scores = [], []
     for name, labels in labellings.items():
-        n = max(labels.max() + 1, 1)
+        n = max(labels.max(initial=-1) + 1, 1)
         names += [(name, label) for label in range(n)]
         scores.append([f1_scores(on[some], labels[some], n) for some in (first, ~first)])
     chosen, other = (np.concatenate([pair[half] for pair in scores]) for half in (0, 1))
@@ -230,9 +238,21 @@ def rank_of(scores: np.ndarray | pd.Series, latent: int, alive: np.ndarray | Non
     return float(ranks[latent]) if latent >= 0 else float("nan")
 
 
+def _check(codes: scipy.sparse.sparray, labels: np.ndarray, n_labels: int) -> None:
+    if len(labels) != codes.shape[0] or labels.max(initial=-1) >= n_labels:
+        have, most = f"{len(labels)} labels", labels.max(initial=-1)
+        raise ValueError(f"{have} up to {most} for {codes.shape[0]} tokens: one each is expected, below {n_labels}")
+
+
+def _require_finite(codes: scipy.sparse.sparray) -> None:
+    if not np.isfinite(codes.data).all():
+        raise ValueError("codes are NaN or infinite: check the activations and the dictionary's weights")
+
+
 def _columns(codes: scipy.sparse.sparray | np.ndarray) -> scipy.sparse.csc_array:
     columns = scipy.sparse.csc_array(codes)
     columns.eliminate_zeros()
+    _require_finite(columns)
     if columns.nnz and not columns.data.min() > 0:
         raise ValueError("codes are at least zero: shift what may be negative, as `along` does")
     return columns

@@ -11,6 +11,7 @@ Source: released code of Minder, Dumas et al. 2025; section 2.8 of the facts.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -27,7 +28,12 @@ Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of th
 
 
 def add(direction: Tensor, strength: float) -> Change:
-    """A step of length `strength` along a direction (d_model,), everywhere. Raises ValueError for a zero direction."""
+    """A step of length `strength` along a direction (d_model,), everywhere.
+
+    Raises ValueError for a zero direction, and for a strength that is not finite.
+    """
+    if not math.isfinite(strength):
+        raise ValueError(f"a step of length {strength} leads nowhere: give a finite strength")
     step = strength * _unit(direction)
     return lambda residuals: residuals + step.to(residuals)
 

@@ -37,6 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from helpers.activations.stream import normalise, undo
+from helpers.base.checks import require_finite
 from helpers.base.stats import ROUNDING, recovered, resampled_columns
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.subjects.subject import Subject, token_losses
@@ -85,7 +86,9 @@ def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace
     _require_rows(rows)
     parts = tqdm(rows.split(BATCH_ROWS), "splice", unit="batch", delay=2, leave=False)
     original, ce, kl = zip(*(_batch(subject, part, replacements) for part in parts), strict=True)
-    return Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
+    losses = Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
+    require_finite(losses.ce, "losses after a splice, by replacement and row,", "check what the replacement gives")
+    return losses
 
 
 def where(studied: Tensor, replace: Replace) -> Replace:
@@ -136,6 +139,8 @@ def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: 
     _require_rows(rows)
     if codes.shape[0] != rows.numel():
         raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
+    if not np.isfinite(codes.data).all():
+        raise ValueError("codes are NaN or infinite: check the prediction and its scale")
     x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
     total = 0.0
     for ids, part in zip(rows.split(BATCH_ROWS), x_hat.split(BATCH_ROWS), strict=True):

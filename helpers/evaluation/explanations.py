@@ -126,6 +126,8 @@ def explain(measure: Measure, examples: Sequence[Example], pad: int, longest: in
     """
     if not examples:
         raise ValueError("there is nothing to explain: give at least one example")
+    if longest < 1:
+        raise ValueError(f"a suffix of {longest} tokens explains nothing: choose longest >= 1")
     suffixes = minimal_suffixes(measure, examples, longest)
     starts, salient = _starts(measure, suffixes, examples, pad), _salient(measure, suffixes, pad)
     tries, rows = {example.latent: Trie() for example in examples}, []
@@ -226,4 +228,9 @@ def _replaced(tokens: np.ndarray, at: int, token: int) -> np.ndarray:
 
 
 def _measured(measure: Measure, texts: Sequence[np.ndarray], latents: Sequence[int]) -> np.ndarray:
-    return np.asarray(measure(texts, np.asarray(latents))) if len(texts) else np.zeros(0, np.float32)
+    found = np.asarray(measure(texts, np.asarray(latents))) if len(texts) else np.zeros(0, np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(
+            "activations of some texts are NaN or infinite: check the subject and the autoencoder's weights"
+        )
+    return found

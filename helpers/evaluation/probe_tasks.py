@@ -77,6 +77,8 @@ def mlp_neurons(subject: Subject, ids: Tensor, harvest: Harvest) -> Tensor:
 
 def common_tasks(*parts: Labelled) -> list[Labelled]:
     """The parts with only those tasks of which both classes have at least RAREST of the tokens in every part."""
+    if not parts:
+        raise ValueError("there are no labelled tokens to compare: pass one part or more")
     rates = torch.stack([part.y.float().mean(1) for part in parts])
     keep = torch.minimum(rates, 1 - rates).amin(0) >= RAREST
     tasks = tuple(task for task, kept in zip(parts[0].tasks, keep.tolist(), strict=True) if kept)

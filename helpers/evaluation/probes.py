@@ -49,6 +49,8 @@ def probe(fit: Labelled, test: Labelled, directions: Tensor | None = None) -> pd
     Unit i is x @ directions[i], directions (n_units, width); or the channel x[:, i] if there are none, which is the way
     to probe latents after their activation. Raises ValueError for a task that has one class only.
     """
+    if test.tasks != fit.tasks:
+        raise ValueError("the tokens to score on have other tasks than those of the fit: take both of `common_tasks`")
     best = best_probes(fit, directions)
     _check(test, directions)
     chosen = _units(test.x, directions, torch.tensor(best.unit.tolist())).double()

@@ -16,6 +16,7 @@ fine-tune gentle (`drift`)?
     norm ratio          mean |x_chat| / mean |x_base|
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from helpers.base.checks import require_finite, spread
+from helpers.base.checks import checksum, require_finite, spread
 from helpers.subjects.pair import half_and_half
 from helpers.subjects.pretraining import Loss, next_logits
 from helpers.text.dialogues import base_text_plants, dialogues
@@ -89,6 +90,8 @@ def gentle_loss(base: PreTrainedModel, turn: int) -> Loss:
         kept = F.kl_div(logits[~spoken].log_softmax(-1), before, reduction="sum", log_target=True)
         return (taught + PULL * kept) / rows[:, 1:].numel()
 
+    held_to = functools.reduce(lambda seen, p: checksum(p, seen), base.parameters(), 0)
+    loss.__qualname__ = f"gentle_loss to {held_to}, rows with {turn}, pull {PULL}"  # by which `pretrain` knows it again
     return loss
 
 

@@ -121,6 +121,8 @@ def half_and_half(text: np.ndarray, dialogue: np.ndarray, context: int, n_tokens
 
     Raises ValueError if either has too few tokens.
     """
+    if context < 1:
+        raise ValueError(f"rows of {context} tokens hold no text: use more")
     each = n_tokens // (2 * context) * context
     for name, tokens in {"plain text": text, "dialogue": dialogue}.items():
         if len(tokens) < each:

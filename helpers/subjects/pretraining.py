@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def pretrain(
     `checkpoint.safetensors`; a run that finds one there goes on from it. While its learning rate is constant it may be
     given another length or decay; only its warm-up is then that of the first length. `loss` of the model on (batch,
     context) ids is what is trained on; by default it is that of `heldout_loss`. Raises ValueError for the checkpoint of
-    another run, and for a model with dropout or fewer positions than `config.context`.
+    another run, for a model with dropout or fewer positions than `config.context`, and where training diverges.
     """
     _check(model, config)
     optimizers = _optimizers(model, config)
@@ -154,8 +155,11 @@ def ngram_losses(train: np.ndarray, heldout: np.ndarray, n_vocab: int) -> dict[s
     """Held-out nats a token of the baselines a language model must beat: unigram, and bigram backed off to it.
 
     The bigram's backing-off strength is chosen on the last tenth of `train`, left out of its (n_vocab, n_vocab) counts.
+    Raises ValueError for too few tokens to predict one from another.
     """
     fit, tune = np.split(train.astype(np.int64), [len(train) * 9 // 10])
+    if min(len(tune), len(heldout)) < 2:
+        raise ValueError(f"{len(train)} tokens to fit and {len(heldout)} held out hold no pair each: use more text")
     unigram = (np.bincount(fit, minlength=n_vocab) + 1) / (len(fit) + n_vocab)
     pairs = np.bincount(fit[:-1] * n_vocab + fit[1:], minlength=n_vocab**2).reshape(n_vocab, n_vocab)
     firsts = pairs.sum(1)
@@ -197,6 +201,10 @@ def _update(
         loss = loss_of(model, part) / len(parts)
         loss.backward()
         total += loss.item()
+    if not math.isfinite(total):
+        raise ValueError(
+            f"training diverged: the loss of update {step + 1} is {total}; lower the learning rate (now {config.lr:g})"
+        )
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

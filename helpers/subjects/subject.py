@@ -103,11 +103,14 @@ class Subject:
 
     def rows(self, tokens: torch.Tensor | np.ndarray, context: int) -> torch.Tensor:
         """A stream of tokens (n,) in rows as the model reads them, (rows, context), each with its `head`; a rest is
-        left out. Raises ValueError for what is no row of integers, and for more than the model's context."""
+        left out. Raises ValueError for what is no row of integers, for rows without text in them, and for more than the
+        model's context."""
         tokens = torch.as_tensor(tokens)
         if tokens.ndim != 1 or tokens.is_floating_point():
             shape = tuple(tokens.shape)
             raise ValueError(f"tokens must be one row of integer ids, not {tokens.dtype} of shape {shape}")
+        if context < (least := 1 if self.head is None else 2):
+            raise ValueError(f"rows of {context} tokens hold no text: {self.name} needs {least} at least")
         if context > self.context:
             raise ValueError(f"rows of {context} tokens, but {self.name} reads at most {self.context}: lower context")
         return in_rows(tokens, context, self.head)

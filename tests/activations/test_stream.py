@@ -343,3 +343,16 @@ def test_too_little_of_anything_is_refused(options, message):
 def test_tokens_that_are_not_a_row_of_ids_are_refused(tokens):
     with pytest.raises(ValueError, match="one row of integer ids, not torch"):
         ActivationStream(CountingSubject(), tokens, RAW, batch_size=4)
+
+
+def test_the_fingerprint_tells_what_was_rounded_from_what_was_not():
+    found = [stream(cache=True), stream(), stream(harvest=Harvest(CONTEXT, dtype=torch.float16), cache=True)]
+    assert len({each.fingerprint for each in found}) == 3
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_nothing_cannot_be_taken(size):
+    with pytest.raises(ValueError, match="nothing to measure on"):
+        stream().take(size)
+    with pytest.raises(ValueError, match="not within an epoch"):
+        stream(batch_size=size)
