@@ -58,13 +58,14 @@ def habit_places(
 def without_dictionary(reading: Heldout, names: Sequence[str], habit: str) -> pd.DataFrame:
     """AUROC for the habit of the mean difference over all labelled tokens, and of the length of the difference.
 
-    A row for each place of labels and baseline: method, place, auroc.
+    A row for each place of labels and baseline: method, place, auroc (NaN where no token there is labelled).
     """
     apart, rows = view_of(reading.x, "difference"), []
     for where in WHERE:
         labels = reading.labels(where)
         spoken = labels >= 0
-        shift = along(apart, apart[spoken].mean(0, keepdim=True)).toarray()
+        mean = apart[spoken].sum(0, keepdim=True) / max(1, spoken.sum())
+        shift = along(apart, mean).toarray()
         for name, heights in (
             ("mean difference", shift),
             ("length of the difference", apart.norm(dim=1)[:, None].cpu().numpy()),

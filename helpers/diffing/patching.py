@@ -53,9 +53,8 @@ class Difference:
 
         Raises ValueError for a code that does not fit the rows, and for what is not finite.
         """
-        require_finite(x, "activations", "check the subject and its dtype")
         code = self.encode(x)
-        require_finite(code, "latents", "check the dictionary's weights")
+        require_finite(code, "latents", "check the activations and the dictionary's weights")
         if code.shape != (len(x), len(self.rows)):
             raise ValueError(f"{len(self.rows)} rows, but a code of {tuple(code.shape)} for {len(x)} tokens")
         return code.unflatten(1, (-1, self.n_latents)).amax(1)

@@ -53,6 +53,10 @@ def test_a_shift_at_the_habits_tokens_is_told_without_a_dictionary(shift, low, h
     assert low <= found["length of the difference"] <= high
 
 
+def test_where_nothing_is_labelled_nothing_is_told():
+    assert without_dictionary(reading(6.0), NAMES, "habit").query("place == 'answer'").auroc.isna().all()
+
+
 def test_each_method_has_orders_of_its_own():
     x = reading().x
     sae = SparseAutoencoder(4, 6, BatchTopK(2)).eval()
