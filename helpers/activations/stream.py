@@ -185,6 +185,7 @@ class ActivationStream:
         reader.subject = ModelElsewhere(self.subject.d_model, self.subject.device, self._cache.path)
         reader.rows = self.rows.new_empty(len(self.rows), 0)
         reader._bounds, reader._held, reader._order = _One(), _One(), _One()
+        vars(reader).pop("_first", None)  # made again there
         return reader
 
     def _position(self, start: dict | None) -> int:
@@ -238,8 +239,13 @@ class ActivationStream:
     def _places(self, rows: torch.Tensor) -> torch.Tensor:
         """Where the activations of some rows (r,) stand among those of all rows in their order: (n,)."""
         kept = self.kept[rows].long()
-        first = (self.kept.cumsum(0) - self.kept)[rows] - (kept.cumsum(0) - kept)  # of a row, less those before it here
+        first = self._first[rows] - (kept.cumsum(0) - kept)  # of a row, less those before it here
         return first.repeat_interleave(kept) + torch.arange(int(kept.sum()))
+
+    @cached_property
+    def _first(self) -> torch.Tensor:
+        """Where the activations of each row begin among those of all, (rows,)."""
+        return self.kept.cumsum(0) - self.kept
 
     def _fill_cache(self) -> None:
         """Goes on from where an interrupted harvest stopped, at the beginning of a forward pass."""
