@@ -86,6 +86,18 @@ def test_labels_of_other_tokens_or_other_names_are_refused(score, labels):
         score(X[:, 1].abs().numpy(), labels, 2)
 
 
+def test_padding_is_not_counted_as_text(subject, monkeypatch):
+    monkeypatch.setattr(type(subject), "padding", lambda self, rows: rows == 1)
+    padded = torch.cat([ROWS, torch.ones(2, 1, dtype=torch.int64)], 1)
+    sae, codes = SparseAutoencoder(subject.d_model, 8, TopK(2)), scipy.sparse.csc_array((10, 8), dtype=np.float32)
+    for measure in (
+        lambda: splice_losses(subject, padded, [lambda r: r]),
+        lambda: spliced_loss(subject, sae, padded, codes),
+    ):
+        with pytest.raises(ValueError, match="end in padding"):
+            measure()
+
+
 NONE = torch.zeros(0, 6, dtype=torch.bool)
 
 

@@ -91,18 +91,20 @@ def effects_of_removing(subject: Subject, residuals: Tensor, position: int, remo
 
 def draw_tokens(rows: Tensor, studied: Tensor, n_tokens: int, random: torch.Generator) -> tuple[Tensor, list[int]]:
     """Random rows of (n, L), and in each a random position with FIRST tokens before and AFTER from it on, of those
-    that are `studied` (n, L)."""
-    n_rows, length = rows.shape
+    that are `studied` (n, L); a row without one is left out."""
+    length = rows.shape[1]
+    if length >= FIRST + AFTER:
+        possible = studied[:, FIRST : length - AFTER + 1]
+        rows, possible = (each[possible.any(1)] for each in (rows, possible))
+    n_rows = len(rows)
     if n_rows < n_tokens or length < FIRST + AFTER:
         raise ValueError(
             f"{n_tokens} tokens need as many rows of {FIRST + AFTER} tokens or more, "
             f"there are {n_rows} of {length}: take fewer tokens, or longer rows"
         )
     chosen = torch.randperm(n_rows, generator=random)[:n_tokens]
-    possible = (
-        studied[chosen, FIRST : length - AFTER + 1].float() + torch.finfo(torch.float32).tiny
-    )  # if none is studied
-    return rows[chosen], (FIRST + possible.multinomial(1, generator=random)).squeeze(1).tolist()
+    places = possible[chosen].float().multinomial(1, generator=random)
+    return rows[chosen], (FIRST + places).squeeze(1).tolist()
 
 
 def active_terms(sae: SparseAutoencoder, residual: Tensor, at_most: int, random: torch.Generator) -> Tensor:

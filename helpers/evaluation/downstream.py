@@ -83,7 +83,7 @@ def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace
 
     Blocks up to the site run once for all. Memory: three tensors (BATCH_ROWS, T, n_vocab) in float32.
     """
-    _require_rows(rows)
+    _require_rows(subject, rows)
     parts = tqdm(rows.split(BATCH_ROWS), "splice", unit="batch", delay=2, leave=False)
     original, ce, kl = zip(*(_batch(subject, part, replacements) for part in parts), strict=True)
     losses = Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
@@ -136,7 +136,7 @@ def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: 
     The mean is over the same predictions as above. Raises ValueError for rows of fewer than three tokens, and for codes
     of other rows.
     """
-    _require_rows(rows)
+    _require_rows(subject, rows)
     if codes.shape[0] != rows.numel():
         raise ValueError(f"there are {codes.shape[0]} codes for {rows.numel()} tokens: make them on the same rows")
     if not np.isfinite(codes.data).all():
@@ -211,9 +211,11 @@ def compute_shares(frame: pd.DataFrame, curve: TrainingCurve) -> pd.DataFrame:
     return pd.DataFrame(table | {"why_not": [reason for _, reason in found]}, index=frame.index)
 
 
-def _require_rows(rows: Tensor) -> None:
+def _require_rows(subject: Subject, rows: Tensor) -> None:
     if rows.ndim != 2 or len(rows) == 0 or rows.shape[1] < 3:
         raise ValueError(f"rows must be (n_rows, T) with at least one row of three tokens, not {tuple(rows.shape)}")
+    if subject.padding(rows).any():
+        raise ValueError("some rows end in padding, whose losses would count as text's: pass rows of one length")
 
 
 def _batch(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> tuple[Tensor, Tensor, Tensor]:

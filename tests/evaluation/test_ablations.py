@@ -227,6 +227,10 @@ def test_only_studied_tokens_are_drawn():
     rows = torch.arange(40 * 22).view(40, 22)
     drawn, positions = draw_tokens(rows, (rows % 22) == 17, 40, random_from())
     assert set(positions) == {17} and len(drawn) == 40
+    some = ((rows % 22) == 17) & (torch.arange(40) < 30)[:, None]  # the other rows have none
+    assert draw_tokens(rows, some, 30, random_from())[0].max() < rows[30, 0]
+    with pytest.raises(ValueError, match="there are 30 of 22"):
+        draw_tokens(rows, some, 31, random_from())
 
 
 def test_the_same_seed_draws_the_same_tokens_for_every_autoencoder():
