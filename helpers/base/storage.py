@@ -39,9 +39,13 @@ def results_dir() -> Path:
 
 
 def _named_by(variable: str) -> Path | None:
-    """The folder that an environment variable names, `~` expanded; None where it is unset or empty."""
+    """The folder that an environment variable names, None where it is unset or empty.
+
+    `~` and `$NAME` are expanded, as not every shell does. A relative one is below the repository, not below the folder
+    of whoever asks: runner, notebooks and Jupyter would then have three.
+    """
     value = os.environ.get(variable)
-    return Path(value).expanduser() if value else None
+    return ROOT / Path(os.path.expandvars(value)).expanduser() if value else None
 
 
 def write_atomic(path: Path, data: bytes | str) -> Path:
@@ -59,9 +63,10 @@ def written_aside(path: Path, goes_on: bool = False) -> Iterator[Path]:
     leaves it for the next. Raises OSError with the target's name when the disk is full or not writable.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.{socket.gethostname()}.{os.getpid()}."
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+    with _failures_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     aside = Path(name)
     _open.add(aside)
@@ -71,15 +76,10 @@ def written_aside(path: Path, goes_on: bool = False) -> Iterator[Path]:
     _sweep_leftovers(path)
     kept = False
     try:
-        yield aside
-        aside.chmod(0o666 & ~_umask())  # mkstemp is private; a data file is not
-        aside.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        reason = getattr(error, "strerror", None) or error
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(
-            number, f"could not write {path} ({reason}); nothing was changed, free space and run again"
-        ) from error
+        with _failures_named(path):
+            yield aside
+            aside.chmod(0o666 & ~_umask())  # mkstemp is private; a data file is not
+            aside.replace(path)
     except (KeyboardInterrupt, SystemExit):
         kept = goes_on
         raise
@@ -87,6 +87,20 @@ def written_aside(path: Path, goes_on: bool = False) -> Iterator[Path]:
         _open.discard(aside)
         if not kept:
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """Errors of the disk with the file's name and what to do."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or errno.EIO
+        remedy = "free space" if "space" in str(reason) else "choose a folder that can be written to"
+        raise OSError(
+            number, f"could not write {path} ({reason}); nothing was changed, {remedy} and run again"
+        ) from error
 
 
 def largest_leftover(path: Path) -> Path | None:

@@ -27,6 +27,7 @@ from helpers.notebook.claims import UNJUDGED, Claim, describe, judge, load_claim
 
 SCALES = ("smoke", "laptop", "paper")
 SUBJECTS = ("embedded", "hub")
+SEEDS = range(2**31)  # what torch and NumPy both take, also with a few added
 
 
 class Run:
@@ -35,12 +36,14 @@ class Run:
     reference   measure the large collection whose numbers laptop runs read from the repository
     stored      what such a run has filed, with its provenance; None where this run judges its own numbers
 
-    Raises ValueError for a scale, subject or notebook number that does not exist.
+    Raises ValueError for a scale, subject, seed or notebook number that does not exist.
     """
 
     def __init__(self, notebook: str, *, scale: str, subject: str, seed: int = 0, reference: bool = False):
         _one_of("scale", scale, SCALES)
         _one_of("subject", subject, SUBJECTS)
+        if type(seed) is not int or seed not in SEEDS:
+            raise ValueError(f"seed must be a whole number from 0 to {SEEDS[-1]}, not {seed!r}")
         if not re.fullmatch(r"\d\d", str(notebook)):
             raise ValueError(f"notebook must be its two digits, such as '02', not {notebook!r}")
         self.notebook, self.scale, self.subject, self.seed = str(notebook), scale, subject, seed

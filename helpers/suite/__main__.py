@@ -23,10 +23,14 @@ REFERENCE = {"scale": "laptop", "subject": "embedded", "seed": 0}  # the run who
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without ✔ is no reason to stop
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except (ValueError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -36,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     paths = find(options.only, options.solutions)
     outcomes = run(paths, parameters, OUT, options.limit)
     print(f"\n{summary(outcomes, paths)}\nExecuted copies in {_shown(OUT)}, results in {_shown(results_dir())}.\n")
-    print(claims.to_text(claims.table(results_dir(), options.subject, options.scale)))
+    print(claims.to_text(claims.table(results_dir(), parameters["subject"], parameters["scale"])))
     errors = [outcome.error for outcome in outcomes if outcome.error]
     return 130 if INTERRUPTED in errors else int(bool(errors))
 

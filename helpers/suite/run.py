@@ -9,6 +9,7 @@ in one step whatever happens, with the hash of the source that ran.
 import ast
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -25,13 +26,13 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from helpers.base.storage import ROOT, write_atomic
-from helpers.notebook.run import SCALES, SUBJECTS
+from helpers.notebook.run import SCALES, SEEDS, SUBJECTS
 from helpers.suite.store import KERNEL, own_cells, source_hash, unfinished_cell
 
 NOTEBOOKS = ROOT / "notebooks"
 LIMIT_MINUTES = {"smoke": 30, "laptop": 120, "paper": 72 * 60}  # for one notebook; many times its budget
 PARAMETERS = {"scale": "laptop", "subject": "embedded", "seed": 0}  # in every notebook, with these defaults
-CHOICES = {"scale": SCALES, "subject": SUBJECTS}
+CHOICES = {"scale": SCALES, "subject": SUBJECTS, "seed": SEEDS}
 INTERRUPTED = "KeyboardInterrupt: interrupted"
 
 
@@ -89,12 +90,15 @@ def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | N
     """Run notebooks one after another; executed copies go to out/<subject>-<scale>/.
 
     Raises ValueError, before anything is run, for a parameter that is unknown or has a wrong value. An interruption
-    (Ctrl-C or SIGTERM) leaves what was finished, and a copy of what was under way, and ends the list early.
+    (Ctrl-C, SIGTERM or SIGHUP) leaves what was finished, and a copy of what was under way, and ends the list early.
     """
     for path in paths:
         refuse_wrong_parameters(path, parameters)
-    limit_s, outcomes = 60 * (limit_minutes or LIMIT_MINUTES[parameters["scale"]]), []
-    with _sigterm_interrupts(), tqdm(paths, unit="notebook", ncols=80) as bar:
+    limit_minutes = LIMIT_MINUTES[parameters["scale"]] if limit_minutes is None else limit_minutes
+    if not 0 < limit_minutes < math.inf:
+        raise ValueError(f"the limit of a notebook is {limit_minutes} minutes; give a positive number of them.")
+    limit_s, outcomes = 60 * limit_minutes, []
+    with _signals_interrupt(), tqdm(paths, unit="notebook", ncols=80) as bar:
         for path in bar:
             bar.set_description(name_of(path))
             outcomes.append(execute(path, parameters, executed_copy(path, parameters, out), limit_s))
@@ -131,7 +135,8 @@ def refuse_wrong_parameters(path: Path, parameters: dict) -> None:
                 f"{name} is {value!r}; {path.name} expects a {wanted.__name__}, such as {defaults[name]!r}."
             )
         if value not in CHOICES.get(name, [value]):
-            raise ValueError(f"{name} {value!r} is unknown; choose {' or '.join(CHOICES[name])}.")
+            known = f"one from 0 to {SEEDS[-1]}" if name == "seed" else " or ".join(CHOICES[name])
+            raise ValueError(f"{name} {value!r} is unknown; choose {known}.")
 
 
 def defaults_of(path: Path) -> dict:
@@ -162,11 +167,14 @@ def execute(path: Path, parameters: dict, target: Path, limit_s: float) -> Outco
     """
     refuse_wrong_parameters(path, parameters)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "copy.ipynb")
-        error = _papermill(path, parameters, copy, limit_s)
-        minutes = (time.monotonic() - begun) / 60
-        return _read_outcome(path, parameters, copy, target, minutes, error)
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            copy = Path(folder, "copy.ipynb")
+            error = _papermill(path, parameters, copy, limit_s)
+            minutes = (time.monotonic() - begun) / 60
+            return _read_outcome(path, parameters, copy, target, minutes, error)
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        return Outcome(path, (time.monotonic() - begun) / 60, f"OSError: {error.strerror}")
 
 
 def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
@@ -174,11 +182,14 @@ def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
     kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], **KERNEL["kernelspec"]}
     write_atomic(copy.parent / "kernels" / "suite" / "kernel.json", json.dumps(kernel))
     files = [str(file).replace("{", "{{").replace("}", "}}") for file in (path, copy)]  # papermill formats them
-    options = ["--kernel", "suite", "--cwd", str(ROOT), "--no-progress-bar", "--log-level", "ERROR"]
-    command = [sys.executable, "-m", "papermill", *files, *options, "--parameters_yaml", json.dumps(parameters)]
-    environment = os.environ | {"JUPYTER_PATH": str(copy.parent), "TQDM_DISABLE": "1"}  # bars say nothing afterwards
+    how = {"kernel_name": "suite", "cwd": str(ROOT), "progress_bar": False}
+    arguments = {"input_path": files[0], "output_path": files[1], "parameters": parameters, **how}
+    command = [sys.executable, "-m", "helpers.suite.worker", json.dumps(arguments)]
+    own = {f"JUPYTER_{name}": str(copy.parent) for name in ("PATH", "CONFIG_DIR", "RUNTIME_DIR")}
+    own |= {"IPYTHONDIR": str(copy.parent), "TQDM_DISABLE": "1"}  # bars say nothing afterwards
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, env=os.environ | own, **pipes, encoding="utf-8", errors="replace", start_new_session=True
     )
     try:
         said = process.communicate(timeout=limit_s)[1].strip()
@@ -227,10 +238,17 @@ def _last_started(run: NotebookNode) -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, as a CI's cancel or a queue sends it, ends a run as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM, as a CI's cancel or a queue sends it, and SIGHUP of a closed terminal end a run as Ctrl-C does.
+
+    A signal that is ignored, as `nohup` does with SIGHUP, stays so.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in heard.items():
+            signal.signal(number, handler)

@@ -247,9 +247,11 @@ def test_metadata_that_is_not_json_leaves_nothing(tmp_path):
         ({"SUITE_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/topk-to-crosscoders"),
         ({"SUITE_CACHE": "~/x", "HOME": "/h"}, "/h/x"),
         ({"XDG_CACHE_HOME": "~/c", "HOME": "/h"}, "/h/c/topk-to-crosscoders"),
+        ({"SUITE_CACHE": "$HOME/x", "HOME": "/h"}, "/h/x"),
+        ({"SUITE_CACHE": "my cache"}, f"{files.ROOT}/my cache"),  # wherever the process was started
     ],
 )
-def test_an_empty_variable_is_unset_and_a_tilde_is_home(monkeypatch, variables, expected):
+def test_a_variable_names_one_folder_however_it_is_written(monkeypatch, variables, expected):
     for name in ("SUITE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -286,3 +288,13 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not
         file.touch()
     files.write_atomic(tmp_path / "x.bin", b"whole")
     assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, tmp_path / "x.bin"])
+
+
+@pytest.mark.parametrize("below", ["a file/x/y", "a file/y", "a folder"])
+def test_a_place_that_cannot_be_written_to_is_one_clear_sentence(tmp_path, below):
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(
+        OSError, match=f"could not write .*/{below} .*; nothing was changed, choose a folder that can be"
+    ):
+        write_atomic(tmp_path / below, "x")

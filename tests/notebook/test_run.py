@@ -30,6 +30,11 @@ def stored(run):
         ({"scale": "tiny"}, "smoke or laptop or paper"),
         ({"subject": "gpt2"}, "embedded or hub"),
         ({"notebook": "2"}, "two digits"),
+        ({"seed": -1}, "a whole number from 0 to 2147483647, not -1"),
+        ({"seed": 2**31}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": "1"}, "whole number"),
     ],
 )
 def test_an_unknown_dial_is_refused_by_name(changed, names):

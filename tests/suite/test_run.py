@@ -1,6 +1,7 @@
 """One notebook in a process of its own: its parameters, its kernel, its end, and what is left of it."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import nbformat
 import psutil
 import pytest
 
+from helpers.notebook.run import plain
 from helpers.suite.run import Outcome, execute, name_of, refuse_wrong_parameters, summary
+from helpers.suite.run import run as run_all
 from helpers.suite.store import read_storable, source_hash
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 3}
@@ -70,8 +73,8 @@ def test_a_notebook_that_ends_itself_early_has_failed(run):
     assert (outcome.cell, outcome.error.partition(":")[0]) == (3, "SystemExit")
 
 
-@pytest.mark.parametrize("name", ["build{1}", "{{name}}"])
-def test_braces_in_a_path_are_just_braces(write_notebook, tmp_path, name):
+@pytest.mark.parametrize("name", ["build{1}", "{{name}}", 'it\'s "new" [v1] 100% $HOME;\u00e9\u65e5\U0001f642'])
+def test_a_path_may_hold_any_sign(write_notebook, tmp_path, name):
     path = tmp_path / name / "01_tiny.ipynb"
     path.parent.mkdir()
     path.write_bytes(write_notebook("01_tiny", "1").read_bytes())
@@ -79,7 +82,7 @@ def test_braces_in_a_path_are_just_braces(write_notebook, tmp_path, name):
     assert (tmp_path / name / "out" / "copy.ipynb").exists()
 
 
-def test_a_kernel_of_the_same_name_elsewhere_is_not_taken(run, tmp_path, monkeypatch):
+def test_kernels_and_settings_of_the_users_own_jupyter_are_not_taken(run, tmp_path, monkeypatch):
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     foreign = {"argv": argv, "display_name": "x", "language": "python", "env": {"FOREIGN": "yes"}}
     for name in ("python3", "suite"):
@@ -87,7 +90,15 @@ def test_a_kernel_of_the_same_name_elsewhere_is_not_taken(run, tmp_path, monkeyp
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps(foreign))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
-    run("import os, sys\n(os.environ.get('FOREIGN'), sys.executable)")
+    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "own"))
+    startup = tmp_path / "own" / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("import os; os.environ['FOREIGN'] = 'yes'")
+    (tmp_path / "own" / "jupyter_config.json").write_text('{"KernelSpecManager": {"allowed_kernelspecs": ["other"]}}')
+    before = list(tmp_path.joinpath("own").rglob("*"))
+    assert run("import os, sys\n(os.environ.get('FOREIGN'), sys.executable)").error == ""
+    assert list(tmp_path.joinpath("own").rglob("*")) == before
     shown = nbformat.read(tmp_path / "copy.ipynb", as_version=4).cells[-1].outputs[0].data["text/plain"]
     assert shown == repr((None, sys.executable))
 
@@ -99,7 +110,7 @@ def test_what_a_notebook_started_ends_with_it(run, tmp_path):
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_the_copy_of_what_was_under_way(write_notebook, tmp_path, sign):
     waits = f"open({str(tmp_path / 'started')!r}, 'w').close()\nimport time; time.sleep(60)"
     path = write_notebook("01_tiny", "6 * 7", waits)
@@ -115,6 +126,57 @@ def test_a_signal_leaves_the_copy_of_what_was_under_way(write_notebook, tmp_path
     assert copy.cells[-2].outputs[0].data["text/plain"] == "42" and copy.metadata.suite.stopped_in == 4
 
 
+def test_a_signal_that_is_ignored_stays_so(write_notebook, tmp_path):
+    sends = "import os, psutil, signal\nos.kill(psutil.Process().parent().ppid(), signal.SIGHUP)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        (outcome,) = run_all([write_notebook("01_tiny", sends)], SMOKE, tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert outcome.error == ""
+
+
+def test_a_notebook_ends_when_its_runner_is_killed(write_notebook, tmp_path):
+    tells = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')\n"
+    path = write_notebook(
+        "01_tiny", f"{tells}os.rename({str(tmp_path / 'pid')!r}, {str(tmp_path / 'pids')!r})\ntime.sleep(99)"
+    )
+    code = (
+        f"from pathlib import Path; from helpers.suite.run import run; run([Path({str(path)!r})], {SMOKE}, Path('x'))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "pids").exists() and runner.poll() is None:
+        time.sleep(0.05)
+    runner.kill()
+    runner.wait()
+    left = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_copy_that_cannot_be_written_fails_its_notebook_alone(write_notebook, tmp_path):
+    paths = [write_notebook("01_tiny", "1"), write_notebook("02_tiny", "2")]
+    (tmp_path / "embedded-smoke" / "01_tiny.ipynb").mkdir(parents=True)
+    first, second = run_all(paths, SMOKE, tmp_path)
+    assert first.error.startswith("OSError: could not write") and second.error == ""
+
+
+@pytest.mark.parametrize(
+    "value", [1e-05, math.inf, "yes", "null", "1e3", 'it\'s "a": {b} # \\ \n', "\U0001f642", [(1, "on")]]
+)
+def test_a_parameter_arrives_as_it_was_given(write_notebook, tmp_path, value):
+    path = write_notebook("01_tiny", "given", parameters=f"{TYPED}\ngiven = {type(value)()!r}")
+    assert execute(path, SMOKE | {"given": value}, tmp_path / "copy.ipynb", 60.0).error == ""
+    shown = nbformat.read(tmp_path / "copy.ipynb", as_version=4).cells[-1].outputs[0].data["text/plain"]
+    assert shown == str(plain(value) if isinstance(value, list) else repr(value))
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
+def test_a_limit_is_a_positive_number_of_minutes(write_notebook, tmp_path, minutes):
+    with pytest.raises(ValueError, match="give a positive number"):
+        run_all([write_notebook("01_tiny", "1")], SMOKE, tmp_path, minutes)
+
+
 TYPED = 'scale = "laptop"\nsubject = "embedded"\nseed = 0\ntrain = False  # on request\nlr = 1e-3  # as in lr=1e-3'
 
 
@@ -125,6 +187,10 @@ TYPED = 'scale = "laptop"\nsubject = "embedded"\nseed = 0\ntrain = False  # on r
         ({"train": 1}, "expects a bool"),
         ({"seed": True}, "seed is True; 01_tiny.ipynb expects a int"),
         ({"lr": "fast"}, "expects a float"),
+        ({"seed": -1}, "seed -1 is unknown; choose one from 0 to 2147483647."),
+        ({"seed": 2**31}, "choose one from 0"),
+        ({"seed": 1.0}, "expects a int"),
+        ({"scale": ""}, "choose smoke or laptop or paper"),
         ({"scale": "huge"}, "scale 'huge' is unknown; choose smoke or laptop or paper."),
     ],
 )

@@ -1,0 +1,30 @@
+"""What runs one notebook in a process of its own: `python -m helpers.suite.worker ARGUMENTS`, JSON for papermill.
+
+papermill's own command line reads parameters as YAML, where 1e-05 is a text. And it would go on for hours after its
+runner is killed; this process interrupts itself, so that the kernel ends with it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import papermill
+
+
+def main(arguments: str) -> None:
+    """Execute a notebook; the JSON holds the arguments of `papermill.execute_notebook`."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    papermill.execute_notebook(**json.loads(arguments))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
