@@ -17,6 +17,9 @@ LOCK   := .venv.lock
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
 RUN    := $(VENV) -m helpers.suite run
 
+# A cluster's module or a shell's profile may set these; .venv is whole without, and another Python's packages break it.
+unexport PYTHONHOME PYTHONPATH
+
 .PHONY: help setup notebooks lab test lint reference pages clean bench
 
 help: ## list what can be done

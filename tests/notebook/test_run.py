@@ -173,7 +173,7 @@ def test_ratio_interval_turned_over_is_that_of_the_inverse(ratios):
 
 
 def test_ratio_interval_needs_positive_ratios():
-    with pytest.raises(ValueError, match="positive ratios"):
+    with pytest.raises(ValueError, match="positive, finite ratios"):
         ratio_interval([1.0, 0.0])
 
 
