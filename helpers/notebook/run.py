@@ -44,6 +44,8 @@ class Run:
         _one_of("subject", subject, SUBJECTS)
         if type(seed) is not int or seed not in SEEDS:
             raise ValueError(f"seed must be a whole number from 0 to {SEEDS[-1]}, not {seed!r}")
+        if type(reference) is not bool:
+            raise ValueError(f"reference must be True or False, not {reference!r}")
         if not re.fullmatch(r"\d\d", str(notebook)):
             raise ValueError(f"notebook must be its two digits, such as '02', not {notebook!r}")
         self.notebook, self.scale, self.subject, self.seed = str(notebook), scale, subject, seed

@@ -35,6 +35,8 @@ def stored(run):
         ({"seed": True}, "whole number"),
         ({"seed": 1.5}, "whole number"),
         ({"seed": "1"}, "whole number"),
+        ({"reference": "false"}, "True or False, not 'false'"),
+        ({"reference": 1}, "True or False"),
     ],
 )
 def test_an_unknown_dial_is_refused_by_name(changed, names):
