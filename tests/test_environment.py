@@ -230,6 +230,13 @@ def test_a_second_call_does_no_set_up_work(checkout):
     assert calls(checkout) == []
 
 
+def test_packages_of_another_python_stay_out(checkout):
+    (checkout / "fake-python").write_text('#!/bin/sh\nmkdir -p .venv; echo "$PYTHONHOME$PYTHONPATH" >> calls\n')
+    foreign = clean_environment() | {"PYTHONHOME": "/opt/python", "PYTHONPATH": "/opt/packages"}
+    subprocess.run([*MAKE, "setup"], cwd=checkout, env=foreign, capture_output=True)
+    assert (checkout / "calls").read_text().split() == []
+
+
 def test_changed_pins_are_installed_into_the_same_environment(checkout):
     make(checkout, "setup")
     calls(checkout)
