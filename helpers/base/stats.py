@@ -33,10 +33,10 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, 
 def ratio_interval(ratios: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Geometric mean of independent positive ratios and its interval: `interval` of their logarithms, and back.
 
-    Raises ValueError for none, and for a ratio that is not positive and finite.
+    Where a ratio is nan, all three are. Raises ValueError for none, and for a ratio that is infinite or not positive.
     """
     ratios = [float(ratio) for ratio in ratios]
-    if wrong := [ratio for ratio in ratios if not 0 < ratio < math.inf]:
+    if wrong := [ratio for ratio in ratios if ratio <= 0 or ratio == math.inf]:
         raise ValueError(f"a geometric mean needs positive, finite ratios, got {wrong[0]}")
     mean, low, high = map(math.exp, interval(map(math.log, ratios), confidence))
     return mean, low, high
