@@ -75,7 +75,7 @@ class ActivationCache:
 
     def _stored_header(self) -> dict | None:
         try:
-            return json.loads(self._json.read_text())
+            return json.loads(self._json.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 

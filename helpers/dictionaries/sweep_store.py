@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from helpers.base.storage import load_state, save_state
@@ -88,4 +89,4 @@ def measure(sae: SparseAutoencoder, heldout: Tensor) -> dict:
 
 
 def _digest(x: Tensor) -> str:
-    return hashlib.sha256(x.detach().cpu().contiguous().numpy()).hexdigest()
+    return hashlib.sha256(x.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()  # numpy has no bfloat16

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from helpers.base import products
 from helpers.base.checks import spread
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
@@ -136,7 +137,7 @@ def sweep(
     if not cells:
         raise ValueError("there is no cell to train: pass one or more")
     spread(heldout, "held-out activations")
-    todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, tokens, directory)) for cell in cells]
+    todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, heldout, tokens, directory)) for cell in cells]
     todo = list({job.cell: job for job in todo}.values())
     done = {job.cell: found for job in todo if (found := job.load())}
     left = [job for job in todo if job.cell not in done]
@@ -207,7 +208,7 @@ def _batch_size(cell: Cell, batches: Batches) -> int | None:
     return getattr(_owner(batches), "batch_size", None) if cell.batch_size is None else int(cell.batch_size)
 
 
-def _stored(cell: Cell, batches: Batches, tokens: int, directory: Path | None) -> StoredCell | None:
+def _stored(cell: Cell, batches: Batches, heldout: Tensor, tokens: int, directory: Path | None) -> StoredCell | None:
     if directory is None:
         return None
     stream = getattr(_owner(batches), "fingerprint", None)
@@ -219,6 +220,7 @@ def _stored(cell: Cell, batches: Batches, tokens: int, directory: Path | None) -
     own = {"method": cell.method, "n_latents": int(cell.n_latents), "sparsity": float(cell.sparsity)}
     start = {"seed": int(cell.seed), "tied_init": cell.tied_init} | cell.switches()
     read = {"stream": stream, "batch_size": _batch_size(cell, batches), "config": cell.config(tokens).described()}
+    read |= {"products": str(products.compute_dtype(heldout))}  # in 16 bits where the processor has them
     return StoredCell(Path(directory), f"{cell.method}-{cell.n_latents}", own | start | read)
 
 

@@ -241,5 +241,5 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _search(pattern: str, path: str) -> str:
-    found = re.search(pattern, Path(path).read_text()) if Path(path).exists() else None
+    found = re.search(pattern, Path(path).read_text(encoding="utf-8")) if Path(path).exists() else None
     return found[1] if found else ""

@@ -137,7 +137,9 @@ def planted_behaviours(*kinds: str) -> list[str]:
     known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
     if unknown := set(kinds) - set(known):
         raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
-    records = {m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text()) for m in JUDGED}
+    records = {
+        m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text(encoding="utf-8")) for m in JUDGED
+    }
     table = judge_behaviours({model: pd.DataFrame(record["rates"]) for model, record in records.items()})
     return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
 

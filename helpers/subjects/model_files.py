@@ -65,7 +65,11 @@ def model_directory(name_or_path: str | Path) -> Path:
 def complete(folder: Path) -> Path:
     """The folder itself; FileNotFoundError if configuration, weights or tokenizer are missing in it."""
     index = folder / "model.safetensors.index.json"
-    weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    weights = (
+        set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if index.is_file()
+        else {"model.safetensors"}
+    )
     missing = [name for name in ("config.json", *sorted(weights)) if not (folder / name).is_file()]
     missing += [] if any((folder / name).is_file() for name in TOKENIZERS) else [" or ".join(TOKENIZERS)]
     if missing:

@@ -271,7 +271,7 @@ def _resume(path: Path, model: PreTrainedModel, optimizers: list, config: Pretra
 
 def _differing(before: PretrainConfig, now: PretrainConfig, step: int) -> list[str]:
     """Settings for which the first `step` updates of the two runs are not the same."""
-    names = ["context", "batch", "lr", "weight_decay", "seed"]
+    names = ["context", "batch", "micro_batch", "lr", "weight_decay", "seed", "evaluations"]
     if not (before.lr_at(step - 1) == now.lr_at(step - 1) == 1 and step <= now.n_steps):
         names += ["tokens", "warmup", "decay"]  # these may change only while the rate is constant
     return [name for name in names if getattr(before, name) != getattr(now, name)]

@@ -72,7 +72,7 @@ class Subject:
     def corpus(self) -> dict | None:
         """The corpus it was trained on, package -> {version, sha256}; None if it was not trained by this suite."""
         record = self.folder / "training.json"
-        return json.loads(record.read_text()).get("corpus") if record.is_file() else None
+        return json.loads(record.read_text(encoding="utf-8")).get("corpus") if record.is_file() else None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -187,7 +187,9 @@ def _small(png: bytes) -> bytes:
 
 def question(results: Path = RESULTS) -> bytes:
     """The README's one figure: notebook 02's result without its vocabulary."""
-    sweep = pd.DataFrame(json.loads((results / "embedded-laptop" / "02.json").read_text())["recorded"]["sweep"])
+    sweep = pd.DataFrame(
+        json.loads((results / "embedded-laptop" / "02.json").read_text(encoding="utf-8"))["recorded"]["sweep"]
+    )
     return in_palette(pngs([json.loads(plain_frontier(sweep).to_json())])[0])
 
 

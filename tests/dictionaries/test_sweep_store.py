@@ -18,6 +18,11 @@ def fresh(seed=0):
     return SparseAutoencoder(8, 16, BatchTopK(3), seed)
 
 
+def test_another_sample_of_any_dtype_is_told_apart():
+    digests = {sweep_store._digest(x) for x in (HELDOUT, HELDOUT.bfloat16(), HELDOUT.half(), HELDOUT.flip(0))}
+    assert len(digests) == 4 and sweep_store._digest(HELDOUT.clone()) in digests
+
+
 @pytest.fixture
 def stored(tmp_path):
     """A cell whose file is there."""

@@ -12,6 +12,7 @@ import torch
 from twins import CountingSubject
 
 from helpers.activations.stream import ActivationStream, Harvest
+from helpers.base import products
 from helpers.dictionaries import sweeps
 from helpers.dictionaries.dead_latents import AuxK, Remedy, Resample
 from helpers.dictionaries.quality import evaluate
@@ -203,6 +204,14 @@ def names(folder, cell=FIRST, batches=batches, tokens=1024):
 def test_each_field_makes_another_key(tmp_path, field):
     changed = dataclasses.replace(FIRST, **{field: CHANGES[field]})
     assert len(names(tmp_path) | names(tmp_path, changed)) == 2
+
+
+def test_products_in_other_bits_make_another_key(tmp_path, monkeypatch):
+    found = set()
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(products, "compute_dtype", lambda x, dtype=dtype: dtype)
+        found |= names(tmp_path)
+    assert len(found) == 2
 
 
 def test_tokens_and_stream_make_another_key_and_the_way_of_saying_it_does_not(tmp_path):

@@ -235,6 +235,8 @@ def test_a_finished_run_is_read_and_not_trained_again(tmp_path, stop_before):
         ("batch", {"batch": 32, "tokens": 512}),
         ("lr, weight_decay", {"lr": 0.01, "weight_decay": 0.0}),
         ("seed", {"seed": 1}),
+        ("micro_batch", {"micro_batch": BATCH}),
+        ("evaluations", {"evaluations": 7}),
     ],
 )
 def test_a_run_with_other_settings_is_refused_by_their_names(stopped, names, settings):
