@@ -75,8 +75,9 @@ class Run:
         for scale, time_needed in {"smoke": smoke, "laptop": laptop, "paper": paper}.items():
             print(f"{'▶' if scale == self.scale else ' '} {scale:<7} {time_needed}")
         if self.stored:
-            about = [self.stored["commit"], self.stored["hardware"], *self.stored.get("caveats", [])]
-            print(f"Claims are judged on the stored reference run: {', '.join(about)}.")
+            print(f"Claims are judged on the stored reference run: {self.stored['commit']}, {self.stored['hardware']}.")
+            for caveat in self.stored.get("caveats", []):
+                print(f"Known of that run: {caveat}.")
 
     def seeds(self) -> list[int]:
         """Seeds from this run's on: three, two at smoke scale, one where stored numbers are judged."""

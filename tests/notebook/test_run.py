@@ -238,7 +238,7 @@ def test_what_has_become_known_of_a_stored_run_is_said_wherever_it_is_named(repo
     run.stored["caveats"] = ["the clock was wrong"]
     assert run.kept_or(n=2).origin == f"stored reference run, {run.stored['commit']}, the clock was wrong"
     run.budget(smoke="a", laptop="b", paper="c")
-    assert ", the clock was wrong.\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("\nKnown of that run: the clock was wrong.\n")
 
 
 def test_what_is_filed_later_stands_beside_what_was_filed_before(repository):
