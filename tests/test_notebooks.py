@@ -172,5 +172,5 @@ def test_runs_at_smoke_scale_and_leaves_its_claims(path, tmp_path, results_folde
     assert not outcome.error, str(outcome)
     if path.parent.name != "solutions":
         results = json.loads((results_folder / "embedded-smoke" / f"{number_of(path)}.json").read_text())
-        own = [claim for claim in load_claims().values() if claim.notebook == number_of(path)]
-        assert results["claims"].keys() == {claim.id for claim in own if claim.reproduced}  # G40 is the reader's
+        own = {claim.id for claim in load_claims().values() if claim.notebook == number_of(path)}
+        assert results["claims"].keys() == own - {"G40"}, "G40 is the reader's to judge, all others are the notebook's"
