@@ -103,8 +103,8 @@ def device():
         torch._C._set_only_lift_cpu_tensors(False)
 
 
-def run_notebook(path: Path) -> None:
-    """Run the code cells of a notebook in this process, at smoke scale and with every model on the device."""
+def run_notebook(path: Path) -> dict:
+    """Run the code cells of a notebook here, at smoke scale, every model on the device; the names that they leave."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     names = {"__name__": "__main__"}
     with device() as there, mock.patch.object(subject, "default_device", lambda: there):
@@ -112,3 +112,4 @@ def run_notebook(path: Path) -> None:
             source = cell.source.replace('scale = "laptop"', 'scale = "smoke"') if number == 0 else cell.source
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(source, f"{path.stem}, code cell {number}", "exec"), names)
+    return names

@@ -158,9 +158,10 @@ def test_the_device_refuses_what_a_gpu_refuses():
         assert (x * torch.tensor(2.0)).tolist() == [2, 2, 2] and x[torch.tensor([0, 2])].sum().item() == 2
 
 
-@pytest.mark.parametrize("number", ["05", "11"])
-def test_a_notebook_runs_there(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "subject"), [("05", "model"), ("11", "pair")])
+def test_a_notebook_runs_there(number, subject, tmp_path, monkeypatch, results_folder):
     """One of the autoencoders, one of the pair; all others on request, in tests/benchmarks."""
     monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
     (path,) = find(number)
-    run_notebook(path)
+    assert run_notebook(path)[subject].device == DEVICE
+    assert (results_folder / "embedded-smoke" / f"{number}.json").is_file()

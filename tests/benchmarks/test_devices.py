@@ -9,4 +9,4 @@ from helpers.suite.run import find
 @pytest.mark.parametrize("path", find(), ids=lambda path: path.stem)
 def test_a_notebook_runs_there(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SUITE_RESULTS", str(tmp_path))
-    run_notebook(path)
+    assert run_notebook(path)["run"].path.is_file()
