@@ -39,6 +39,7 @@ class Claim:
     notebook: str  # the one that checks it, empty where none does
     reproduced: str  # expectations, both empty for a claim that nothing judges
     partly: str
+    redeclared: str  # what was changed after a run had been judged, and why; empty for most
 
 
 @functools.cache

@@ -38,8 +38,10 @@ its numbers to `run.check`, which judges them by that expectation and files the 
 A miss stays in the table, with one sentence on why. A question, or a claim whose direction the paper leaves open, is
 measured and not judged. Brackets hold 95 % intervals over seeds. The numbers come from the
 stored run at laptop scale on the embedded subjects. Where a claim needs more training than a laptop has minutes for,
-that run judges a stored reference run. An empty cell in the paper's column means that the paper states no number, or
-none that we could confirm; a section marked *unconfirmed* means that we know the claim only second-hand.
+that run judges a stored reference run. Where an expectation turned out to miss its claim, it was *declared
+anew* before the next run; what was changed and why stands beside it. An empty cell in the paper's column means that the
+paper states no number, or none that we could confirm; a section marked *unconfirmed* means that we know the claim only
+second-hand.
 
 This page is made by `make pages`; a test compares it with the stored results."""
 LEGEND = """How much of what was planted does each method find? Each ranks its candidates, latents or directions,
@@ -120,8 +122,10 @@ def _claim_cells(row: dict) -> list[str]:
 
 
 def _measured(row: dict) -> str:
-    """Ours, and in small print what the names stand for."""
-    return "<br>".join(filter(None, (numbers(row), f"<small>{row['claim'].measured}</small>")))
+    """Ours, and in small print what the names stand for, and what was declared anew."""
+    claim = row["claim"]
+    anew = f"<small>**Declared anew:** {claim.redeclared}</small>" if claim.redeclared else ""
+    return "<br>".join(filter(None, (numbers(row), f"<small>{claim.measured}</small>", anew)))
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,6 +1,7 @@
 """CLAIMS.md, the README's tables and its pictures are those that the committed results and notebooks give."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -136,6 +137,14 @@ def test_the_ledger_sets_what_is_measured_and_not_judged_apart(tmp_path):
     assert "| l1_nu_error 0.4<br><small>rank correlation of each ν" in line
     assert line.endswith("| 3 | ◇ measured, not judged |")
     assert f"◇ 1 measured, not judged · ○ {len(load_claims()) - 1} not run" in text
+
+
+def test_the_ledger_says_what_was_declared_anew_and_why(tmp_path, monkeypatch):
+    anew = dataclasses.replace(load_claims()["C25"], redeclared="the mean | it hid the best")
+    monkeypatch.setattr("helpers.notebook.claims.load_claims", lambda: load_claims() | {"C25": anew})
+    lines = {line.split(" | ")[0].strip("| "): line for line in ledger(tmp_path).splitlines()}
+    assert "<br><small>**Declared anew:** the mean \\| it hid the best</small> |" in lines["C25"]
+    assert "anew" not in lines["C24"]
 
 
 def test_costs_are_those_of_a_fresh_clone(tmp_path):
