@@ -104,7 +104,7 @@ def test_what_has_no_logarithm_is_left_out_or_refused():
 def test_a_share_of_what_was_not_planted_is_missing():
     planted = pd.DataFrame({"kind": ["shared"], "planted": [0], "class": ["shared"]})
     called = np.ones(1, bool)
-    assert math.isnan(score_planted(called, planted, ["shared"]).recall)
+    assert math.isnan(score_planted(called, np.zeros(1, int), torch.tensor([0.5])).recall)
     assert math.isnan(score_behaviours(called, np.zeros(1, int), np.ones(1), np.zeros(1, bool)).recall)
     assert math.isnan(twinned(planted, ["shared"]))
 

@@ -7,9 +7,11 @@ and R a small rotation of the background, as fine-tuning moves what it does not 
 
     chat-only  rho = 0        shared  rho = 1        weak  rho in between: it is in base, only less of it
     base-only  in base as a_i v_i, absent from chat
-    context    rho = 1 at half of its tokens and 0 at the others: sharing depends on the context (Latent Decoupling)
+    context    at a third of its tokens in both models, at a third in chat alone, at a third in base alone: sharing
+               depends on the context (Latent Decoupling)
 
-A method that calls a weak or a context direction chat-only is wrong about it, and here that can be counted.
+A method that calls a context direction chat-only, or a weak one that is not nearly so, is wrong about it, and here that
+can be counted.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from torch import Tensor
 from helpers.activations.stream import ActivationStream
 
 KINDS = ("chat-only", "base-only", "shared", "context", "weak")
+CASES = ("both", "chat alone", "base alone")  # of a context direction, equally often
 
 
 class Truth(NamedTuple):
@@ -72,6 +75,11 @@ class InjectedPair:
         return torch.tensor(values).repeat_interleave(self.plan.each)
 
     @cached_property
+    def delta(self) -> Tensor:
+        """Delta_norm of a latent that is on wherever its direction is, as least squares would have it: (n_planted,)."""
+        return 1 - self.rho.nan_to_num(nan=1.0, posinf=2.0) / 2  # of a context direction both models have as much
+
+    @cached_property
     def directions(self) -> Tensor:
         """(n_planted, d_model), of unit norm, at random."""
         d_model = self._sample.shape[1]
@@ -81,7 +89,7 @@ class InjectedPair:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that the pairs depend on."""
-        parts = (self.stream.fingerprint, dataclasses.astuple(self.plan), self.seed)
+        parts = (self.stream.fingerprint, dataclasses.astuple(self.plan), CASES, self.seed)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def batches(self, n_tokens: int | None = None, batch_size: int | None = None) -> Iterator[Tensor]:
@@ -106,10 +114,11 @@ class InjectedPair:
     def _strengths(self, n: int, random: torch.Generator) -> Truth:
         shape = (n, len(self.labels))
         on = torch.rand(shape, generator=random) < self.plan.rate
-        chat = on * (0.5 + torch.rand(shape, generator=random)) * self.plan.strength * self._norm
-        apart = torch.rand(shape, generator=random) < 0.5
-        base = chat * torch.where(self.rho.isnan(), apart.float(), self.rho.clamp(max=1.0))
-        return Truth(base, chat * (self.rho != torch.inf))
+        strength = on * (0.5 + torch.rand(shape, generator=random)) * self.plan.strength * self._norm
+        case = torch.randint(len(CASES), shape, generator=random)
+        base = torch.where(self.rho.isnan(), (case != 1).float(), self.rho.clamp(max=1.0))
+        chat = torch.where(self.rho.isnan(), case != 2, self.rho != torch.inf)
+        return Truth(strength * base, strength * chat)
 
     @cached_property
     def _sample(self) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from helpers.diffing.latent_scaling import NU_RANGE, SPECIFIC, inside_shared
 from helpers.diffing.norms import CLASSES
@@ -49,15 +50,15 @@ def lowest(values: pd.Series, size: int) -> np.ndarray:
     return np.isin(np.arange(len(values)), order[:size])
 
 
-def rule_scores(planted: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+def rule_scores(planted: pd.DataFrame, delta: Tensor) -> pd.DataFrame:
     """`score_planted` of each rule on each crosscoder: method, seed, rule, precision, recall, called, live.
 
-    `labels` are the kinds of all planted directions.
+    `delta`: the exact Delta_norm of all planted directions.
     """
     rows = []
     for (method, seed), table in planted.groupby(["method", "seed"]):
         for rule, called in RULES.items():
-            score = score_planted(called(table), table, labels)._asdict()
+            score = score_planted(called(table), table.planted.to_numpy(int), delta)._asdict()
             counts = {"called": int(called(table).sum()), "live": len(table)}
             rows.append({"method": method, "seed": seed, "rule": rule} | score | counts)
     return pd.DataFrame(rows)

@@ -7,7 +7,10 @@
 A method that calls some latents chat-only is then right or wrong about each:
 
     precision    of the latents that it calls chat-only, the share that are
-    recall       of what was planted in chat alone, the share that at least one of these latents is about
+    recall       of what is chat's alone, the share that at least one of these latents is about
+
+A planted direction is chat's alone if its exact Delta_norm (`InjectedPair.delta`) is in the class chat-only, as rho of
+0 and of 0.1 are: what a rule by norm should call so if it made no mistake.
 
 The best of 1,024 latents looks good by luck. So the latent and its cut are chosen on one half of the dialogues, and
 scored on the other. Every other token is a token of the same kind: decisions are told from decisions, tokens of answers
@@ -30,6 +33,7 @@ from helpers.activations.injected import InjectedPair
 from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.crosscoders import Crosscoder
+from helpers.diffing.norms import classes
 
 F1 = 0.3  # a latent with a higher one detects a behaviour
 COSINE = 0.7  # two random directions in 256 dimensions stay below 0.25
@@ -37,7 +41,7 @@ COSINE = 0.7  # two random directions in 256 dimensions stay below 0.25
 
 class Score(NamedTuple):
     precision: float  # nan if nothing was called chat-only
-    recall: float  # nan if nothing was planted in chat alone
+    recall: float  # nan if nothing is chat's alone
 
 
 # ---- planted directions
@@ -67,13 +71,15 @@ def larger_rows(crosscoder: Crosscoder) -> Tensor:
     return torch.where((chat.norm(dim=-1) >= base.norm(dim=-1)).unsqueeze(-1), chat, base)
 
 
-def score_planted(called: np.ndarray, planted: pd.DataFrame, labels: Sequence[str]) -> Score:
-    """Of latents called chat-only, (n_latents,) bool, against the directions that are in chat alone.
+def score_planted(called: np.ndarray, planted: np.ndarray, delta: Tensor) -> Score:
+    """Of latents called chat-only, (n_latents,) bool, against the directions that are.
 
-    `planted` is of `planted_of`, `labels` are the kinds of all planted directions.
+    `planted` (n_latents,): the direction that each is of, as `planted_of` gives it; `delta`: the exact Delta_norm of
+    each planted direction.
     """
-    right = called & (planted.kind == "chat-only").to_numpy()
-    return Score(_share(right.sum(), called.sum()), _share(planted.planted[right].nunique(), labels.count("chat-only")))
+    chats = np.append(classes(delta) == "chat-only", False)  # the last for -1, none
+    right = called & chats[planted]
+    return Score(_share(right.sum(), called.sum()), _share(len(set(planted[right])), chats.sum()))
 
 
 def directions(dictionary: SparseAutoencoder) -> Tensor:

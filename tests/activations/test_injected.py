@@ -52,13 +52,25 @@ def test_every_kind_is_where_it_should_be():
     assert (base[:2] == 0).all() and (chat[:2] > 0).any(1).all()
     assert (chat[2:4] == 0).all() and (base[2:4] > 0).any(1).all()
     assert torch.equal(base[4:6], chat[4:6]) and (chat[4:6] > 0).any(1).all()
-    both = (base[6:8] > 0).sum(1) / (chat[6:8] > 0).sum(1)
-    assert ((both - 0.5).abs() < 0.1).all() and torch.equal(base[6:8][base[6:8] > 0], chat[6:8][base[6:8] > 0])
+    on = torch.stack([base[6:8] > 0, chat[6:8] > 0])  # of the context directions: (model, direction, token)
+    cases = torch.stack([on.all(0), on[1] & ~on[0], on[0] & ~on[1]]).sum(-1) / on.any(0).sum(-1)
+    assert ((cases - 1 / 3).abs() < 0.05).all()  # both, chat alone, base alone
+    assert torch.equal(base[6:8][on.all(0)], chat[6:8][on.all(0)])
     torch.testing.assert_close(base[8:10], 0.25 * chat[8:10])
     torch.testing.assert_close(base[10:12], 0.5 * chat[10:12])
     rho = pair.rho.tolist()
     assert rho[:6] == [0, 0, torch.inf, torch.inf, 1, 1] and rho[8:] == [0.25, 0.25, 0.5, 0.5]
     assert pair.rho[6:8].isnan().all()
+
+
+def test_exact_delta_is_that_of_the_rows_that_least_squares_gives():
+    pair = InjectedPair(stream(), PLAN)
+    base, chat = (strength.double() for strength in pair.sample(torch.randn(20_000, D), seed=0)[1])
+    on = torch.maximum(base, chat)  # of a latent that fires wherever its direction is
+    base, chat = (((on * each).sum(0) / on.square().sum(0)) for each in (base, chat))
+    slow = 0.5 * (1 + (chat - base) / torch.maximum(base, chat))
+    torch.testing.assert_close(pair.delta.double(), slow, atol=0.03, rtol=0)
+    assert pair.delta.tolist() == [1, 1, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.875, 0.875, 0.75, 0.75]
 
 
 def test_rate_and_strength():

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers.diffing.chat_only import (
     RULES,
@@ -53,7 +54,7 @@ def test_each_crosscoder_and_rule_gets_a_score():
         ],
         columns,
     )
-    found = rule_scores(table, ["chat-only", "chat-only", "weak"]).set_index(["method", "seed", "rule"])
+    found = rule_scores(table, torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5, 0.75])).set_index(["method", "seed", "rule"])
     assert len(found) == 2 * len(RULES)
     assert found.loc["L1", 0, "by norm"].tolist() == [1 / 2, 1 / 2, 2, 2]
     assert found.loc["L1", 0, "by ratio"].tolist() == [1.0, 1 / 2, 1, 2]

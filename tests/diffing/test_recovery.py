@@ -57,11 +57,15 @@ def test_each_latent_is_of_the_direction_that_its_larger_row_points_to(crosscode
 
 
 def test_precision_and_recall_by_hand(crosscoder, pair):
-    found = planted_of(crosscoder, pair)
-    called = np.array([True, True, False, True, False, False])  # both latents of one direction, and a weak one
-    assert score_planted(called, found, pair.labels) == (2 / 3, 1 / 2)
-    precision, recall = score_planted(np.zeros(6, bool), found, pair.labels)
+    planted = planted_of(crosscoder, pair).planted.to_numpy()
+    called = np.array([True, True, False, True, True, False])  # both of one direction, a weak one, one of none
+    delta = torch.tensor([1.0, 1.0, 0.0, 0.875])
+    assert score_planted(called, planted, delta) == (2 / 4, 1 / 2)
+    delta[3] = 0.95  # base has so little of the weak one that it is rightly called
+    assert score_planted(called, planted, delta) == (3 / 4, 2 / 3)
+    precision, recall = score_planted(np.zeros(6, bool), planted, delta)
     assert np.isnan(precision) and recall == 0
+    assert np.isnan(score_planted(called, planted, torch.full((4,), 0.5)).recall)
 
 
 def test_f1_by_hand():
