@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import nbformat
 import pytest
 from hypothesis import HealthCheck, settings
+from tiny_shelf import open_shelf  # noqa: F401 (a fixture for all)
 
 settings.register_profile(
     "suite", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]

@@ -41,7 +41,7 @@ class SAEPlan:
     context: int = 128
     batch_size: int = 1024
     lr: float = 6e-3  # at 1,024 latents, times 1/sqrt(n)
-    relu_lr: float = 4e-3
+    relu_lr: float = 4e-3  # of the methods with a price, at 1,024 latents too
 
 
 PLANS = {
@@ -49,6 +49,9 @@ PLANS = {
     "laptop": SAEPlan((256, 512, 1024, 2048), (8, 32, 128, 230), (0.05, 0.15, 0.5), 150_000, 420_000),
     "reference": SAEPlan(
         (512, 1024, 2048, 4096), (8, 16, 32, 64, 128, 230), (0.03, 0.06, 0.12, 0.25, 0.5), 2_000_000, 2_100_000
+    ),
+    "frontier": SAEPlan(
+        (512, 2048, 8192, 16_384), (8, 16, 32, 64, 128), (0.5, 0.3, 0.18, 0.1, 0.06), 4_000_000, 4_200_000
     ),
     "paper": SAEPlan(
         *((2048, 8192, 32_768), (8, 16, 32, 64, 128, 256, 512), (0.002, 0.005, 0.01, 0.02, 0.05)),
@@ -111,11 +114,16 @@ class TrainedSAEs:
         if unknown := set(groups) - set(GROUPS):
             raise ValueError(f"there is no group {', '.join(sorted(unknown))}: choose of {', '.join(GROUPS)}")
         by_group = {
-            "n": [self._cell("TopK", n, plan.k, seed, plan.lr) for seed in seeds for n in plan.sizes],
-            "k": [self._cell("TopK", plan.n, k, seed, plan.lr) for seed in seeds for k in plan.ks],
-            "ReLU": [self._cell("ReLU", plan.n, price, seed, plan.relu_lr) for seed in seeds for price in plan.prices],
+            "n": [self.cell("TopK", n, plan.k, seed) for seed in seeds for n in plan.sizes],
+            "k": [self.cell("TopK", plan.n, k, seed) for seed in seeds for k in plan.ks],
+            "ReLU": [self.cell("ReLU", plan.n, price, seed) for seed in seeds for price in plan.prices],
         }
         return list(dict.fromkeys(cell for group in groups or GROUPS for cell in by_group[group]))
+
+    def cell(self, method: str, n: int, sparsity: float, seed: int) -> Cell:
+        """One autoencoder, with the plan's tokens and its learning rate at n latents."""
+        lr = self.plan.lr if method.endswith("TopK") else self.plan.relu_lr
+        return Cell(method, n, sparsity, seed, lr=lr * (1024 / n) ** 0.5, tokens=self.plan.tokens)
 
     def train(self, *groups: str) -> tuple[pd.DataFrame, dict[Cell, SparseAutoencoder]]:
         """A row for each cell, in the order of `cells`, with nmse, l0 and dead on held-out activations; and the
@@ -126,9 +134,6 @@ class TrainedSAEs:
     @property
     def folder(self) -> Path:
         return cache_dir() / "sweeps" / "collection"
-
-    def _cell(self, method: str, n: int, sparsity: float, seed: int, lr: float) -> Cell:
-        return Cell(method, n, sparsity, seed, lr=lr * (1024 / n) ** 0.5, tokens=self.plan.tokens)
 
     def _stream(self, text: TokenStream, cache: bool = False) -> ActivationStream:
         take = {"harvest": Harvest(context=self.plan.context), "batch_size": self.plan.batch_size, "seed": 0}

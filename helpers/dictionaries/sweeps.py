@@ -137,7 +137,9 @@ def sweep(
     if not cells:
         raise ValueError("there is no cell to train: pass one or more")
     spread(heldout, "held-out activations")
-    todo = [_Job(cell, batches, heldout, tokens, _stored(cell, batches, heldout, tokens, directory)) for cell in cells]
+    todo = [
+        _Job(cell, batches, heldout, tokens, stored_cell(cell, batches, heldout, tokens, directory)) for cell in cells
+    ]
     todo = list({job.cell: job for job in todo}.values())
     done = {job.cell: found for job in todo if (found := job.load())}
     left = [job for job in todo if job.cell not in done]
@@ -208,7 +210,9 @@ def _batch_size(cell: Cell, batches: Batches) -> int | None:
     return getattr(_owner(batches), "batch_size", None) if cell.batch_size is None else int(cell.batch_size)
 
 
-def _stored(cell: Cell, batches: Batches, heldout: Tensor, tokens: int, directory: Path | None) -> StoredCell | None:
+def stored_cell(
+    cell: Cell, batches: Batches, heldout: Tensor, tokens: int, directory: Path | None
+) -> StoredCell | None:
     if directory is None:
         return None
     stream = getattr(_owner(batches), "fingerprint", None)

@@ -114,8 +114,9 @@ def train_tokenizer(docs: Iterable[Document], vocab_size: int = 4096) -> PreTrai
 class TokenStream:
     """Documents as one row of ids: `tokens` (n,) uint16 or int32, document i at tokens[starts[i]:starts[i + 1]].
 
-    Its first token is <bos>, and so is the id of a <bos> spelt in a document: find documents by `starts`. `names` and
-    `starts` lead back to the text, `corpus` is the fingerprint of all of it.
+    Each document begins with <bos>; one that its text spells out is <unk>, and so are <eos> and <pad>: a row that began
+    with that would pass for one padded on the left. `names` and `starts` lead back to the text, `corpus` is the
+    fingerprint of all of it.
     """
 
     tokens: np.ndarray
@@ -145,9 +146,10 @@ def token_stream(
     if not chosen:
         raise ValueError(f"the corpus has no {split!r} documents; pass more documents, or check the installed packages")
     backend, bos = _without_padding(tokenizer), tokenizer.bos_token_id
-    parts = (corpus, split, n_tokens, bos, backend.to_str())
+    spelt = _never_spelt(tokenizer)
+    parts = (corpus, split, n_tokens, bos, backend.to_str(), spelt)
     path = cache_dir() / "tokens" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.safetensors"
-    arrays = _load(path) or _tokenise(chosen, backend, bos, n_tokens, path)
+    arrays = _load(path) or _tokenise(chosen, backend, bos, spelt, n_tokens, path)
     starts = arrays["starts"]
     return TokenStream(arrays["tokens"], starts, [d.name for d in chosen[: len(starts) - 1]], corpus)
 
@@ -242,13 +244,26 @@ def _without_padding(tokenizer: PreTrainedTokenizerBase) -> tokenizers.Tokenizer
     return backend
 
 
-def _tokenise(docs: list[Document], backend: tokenizers.Tokenizer, bos: int, n_tokens: int | None, path: Path) -> dict:
+def _never_spelt(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """Ids that no text may hold, and what stands for them there; none for a tokenizer whose <unk> is one of them."""
+    marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    return {} if tokenizer.unk_token_id in marks | {None} else dict.fromkeys(sorted(marks), tokenizer.unk_token_id)
+
+
+def _tokenise(
+    docs: list[Document],
+    backend: tokenizers.Tokenizer,
+    bos: int,
+    spelt: dict[int, int],
+    n_tokens: int | None,
+    path: Path,
+) -> dict:
     """Encode documents until there are enough tokens; cut the last one to length; cache."""
     dtype = np.uint16 if backend.get_vocab_size() <= 2**16 else np.int32
     rows, total = [], 0
     for batch in (docs[i : i + 64] for i in range(0, len(docs), 64)):
         encoded = backend.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-        rows += [np.array([bos, *e.ids], dtype) for e in encoded]
+        rows += [np.array([bos, *(spelt.get(i, i) for i in e.ids)], dtype) for e in encoded]
         total = sum(map(len, rows))
         if n_tokens is not None and total >= n_tokens:
             break
