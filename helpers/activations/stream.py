@@ -108,6 +108,9 @@ class ActivationStream:
 
     tokens   (n,) ids of documents one after the other; a rest shorter than a row is left out
     cache    keep the activations on disk, in 16 bits, and harvest only what is not there yet
+    times    (rows, context) whole numbers: how often the activation of each token comes in an epoch, once by default
+
+    Raises ValueError for `times` that do not fit the rows.
     """
 
     def __init__(
@@ -119,11 +122,15 @@ class ActivationStream:
         seed: int = 0,
         memory_limit_gb: float = 1.0,
         cache: bool = False,
+        times: torch.Tensor | None = None,
     ):
         self.subject, self.harvest, self.batch_size, self.seed = subject, harvest or Harvest(), batch_size, seed
         self.rows = subject.rows(tokens, self.harvest.context)
-        self.kept = self.harvest.keeps(subject, self.rows).sum(1).short()  # (rows,): activations of each
-        self.n_activations = int(self.kept.sum())  # an epoch
+        keeps = self.harvest.keeps(subject, self.rows)
+        self.kept = keeps.sum(1).short()  # (rows,): activations of each
+        self.times = None if times is None else _checked_times(times, self.rows)[keeps]  # (activations,), row after row
+        self.given = self.kept if times is None else (times * keeps).sum(1)  # (rows,): how many of each an epoch has
+        self.n_activations = int(self.given.sum())  # an epoch
         self.rows_per_block = self._rows_per_block(memory_limit_gb)
         self.position = 0  # activations yielded so far by the latest `batches`
         self._bounds = _One()  # where the blocks of an epoch begin and end
@@ -135,7 +142,8 @@ class ActivationStream:
     ) -> Iterator[torch.Tensor]:
         """Yield (batch_size, d_model) until `n_tokens` activations have come, by default those of one epoch.
 
-        Each epoch holds every activation once, in an order of its own. Only the very last batch can be shorter.
+        Each epoch holds every activation once, or its `times`, in an order of its own. Only the very last batch can be
+        shorter.
         From `start`, a `state()`, on, the batches are those of an uninterrupted run; `n_tokens` counts the whole run.
         Another `batch_size` than the stream's cuts the same activations otherwise.
         """
@@ -164,6 +172,7 @@ class ActivationStream:
     def fingerprint(self) -> str:
         """SHA-256 of all that the activations and their order depend on."""
         order = {"seed": self.seed, "rows_per_block": self.rows_per_block}
+        order |= {} if self.times is None else {"times": hashlib.sha256(self.times.numpy()).hexdigest()}
         precision = {"cached": self._cache is not None, "dtype": str(self.harvest.dtype)}
         if precision == {
             "cached": True,
@@ -213,7 +222,7 @@ class ActivationStream:
         within -= bounds[block]
         key = (0, 0) if self.rows_per_block == len(self.rows) else (epoch, block)  # one block serves every epoch
         activations = self._held.get(key, lambda: self._activations(self._block_rows(*key)))
-        order = self._order.get((epoch, block), lambda: _permutation(len(activations), self.seed, epoch, block))
+        order = self._order.get((epoch, block), lambda: self._shuffled(self._block_rows(*key), epoch, block))
         return activations[order[within : within + n].to(activations.device)]
 
     def _block_rows(self, epoch: int, block: int) -> torch.Tensor:
@@ -221,8 +230,15 @@ class ActivationStream:
 
     def _block_bounds(self, epoch: int) -> np.ndarray:
         """Places in the epoch, (blocks + 1,): block b holds bounds[b] ... bounds[b + 1]."""
-        kept = self.kept[_permutation(len(self.rows), self.seed, epoch)]
-        return np.cumsum([0, *(int(part.sum()) for part in kept.split(self.rows_per_block))])
+        given = self.given[_permutation(len(self.rows), self.seed, epoch)]
+        return np.cumsum([0, *(int(part.sum()) for part in given.split(self.rows_per_block))])
+
+    def _shuffled(self, rows: torch.Tensor, epoch: int, block: int) -> torch.Tensor:
+        """Places among the activations of some rows (r,), each as often as it comes, in random order."""
+        places = torch.arange(int(self.kept[rows].sum()))
+        if self.times is not None:
+            places = places.repeat_interleave(self.times[self._places(rows)])
+        return places[_permutation(len(places), self.seed, epoch, block)]
 
     def _activations(self, rows: torch.Tensor) -> torch.Tensor:
         """Activations of some rows (r,), row after row: (n, d_model)."""
@@ -303,7 +319,7 @@ class ActivationStream:
 
     def _open_cache(self) -> ActivationCache:
         dtype = torch.float16 if self.harvest.normalisation == "unit" else torch.bfloat16  # raw ones can overflow
-        return ActivationCache(self._depends_on, (self.n_activations, self.subject.d_model), dtype)
+        return ActivationCache(self._depends_on, (int(self.kept.sum()), self.subject.d_model), dtype)
 
 
 class _One:
@@ -318,6 +334,15 @@ class _One:
             self.held = held = None
             self.held = held = (key, make())
         return held[1]
+
+
+def _checked_times(times: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    if times.shape != rows.shape or times.is_floating_point() or (times < 0).any():
+        raise ValueError(
+            f"times are {times.dtype} {tuple(times.shape)}: give each token of the rows {tuple(rows.shape)} a whole "
+            "number, 0 or more"
+        )
+    return times
 
 
 def _permutation(n: int, *key: int) -> torch.Tensor:

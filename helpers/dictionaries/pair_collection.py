@@ -16,6 +16,10 @@ Crosscoders read both models. An autoencoder reads a view of the pair (`helpers.
 
     pairs.train("chat", pairs.cells("BatchTopK"))
     pairs.train("chat", pairs.cells("BatchTopK", kind=Cell), view="difference")
+
+Answers are decided at few tokens (`turns.decisive`). A dictionary may read those more often than the others:
+
+    pairs.train("chat", pairs.cells("BatchTopK"), often=OFTEN)
 """
 
 import dataclasses
@@ -35,11 +39,12 @@ from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, in_rows, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
-from helpers.text.turns import TEMPLATE, DialogueStream, Encoded, dialogue_text_for, dialogues_of
+from helpers.text.turns import TEMPLATE, DialogueStream, Encoded, decisive, dialogue_text_for, dialogues_of
 
 PAIRS = ("chat", "scaled", "longer", "self", "quirk", "injected", "injected-gpt2")
 TRAINED_ON = {"longer": "docs-gemma2-longer", "quirk": "docs-gemma2-quirk"}  # which no hub has
 WHERE = ("decision", "answer")  # where behaviours are labelled
+OFTEN = 10  # times that a token where an answer is decided is read for once of any other, where that is asked for
 SCALE_ROWS = 64  # token rows that `scaled` measures norms on
 
 
@@ -61,7 +66,7 @@ class PairPlan:
 PLANS = {
     "smoke": PairPlan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
     "laptop": PairPlan(1024, 24, 0.05, 300_000, 220_000, 32_768),
-    "reference": PairPlan(1024, 24, 0.05, 300_000, 300_000, 32_768),
+    "reference": PairPlan(1024, 24, 0.05, 2_621_440, 800_000, 65_536, batch_size=128, lr=2e-3),  # 20,480 updates
     "long": PairPlan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
     "paper": PairPlan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
 }
@@ -79,10 +84,22 @@ class Heldout(NamedTuple):
     dialogue: np.ndarray | None = None  # (tokens,) which dialogue, where there is nothing else
 
     def labels(self, where: str) -> np.ndarray:
-        """Behaviours at the "decision" or over the "answer"; raises ValueError for another place."""
-        if where not in WHERE:
-            raise ValueError(f"behaviours are labelled at the {' and the '.join(WHERE)}, not at {where!r}")
-        return self.decisions if where == "decision" else self.behaviours
+        """Behaviours at the end of the "prompt", at the "decision" or over the "answer"; raises ValueError for another
+        place."""
+        labels = {"prompt": self.prompts, "decision": self.decisions, "answer": self.behaviours}
+        if where not in labels:
+            raise ValueError(f"behaviours are labelled at the {' and the '.join(labels)}, not at {where!r}")
+        return labels[where]
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """(tokens,) the behaviour of the answer that follows, at the user's <end_of_turn>: the first of the template's
+        tokens before an answer, as the decision is the last of them."""
+        begins = self.template & ~np.r_[False, self.template[:-1]]
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+        decided, found = self.decisions >= 0, np.full_like(self.decisions, -1)
+        found[first[decided]] = self.decisions[decided]
+        return found
 
     @property
     def template(self) -> np.ndarray:
@@ -109,7 +126,7 @@ class TrainedPairs:
         self.plan, self.subject = PLANS[plan], subject
         self.seeds = list(seeds)
         remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
-        self.stream, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
+        self._streams, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
 
     @property
     def settings(self) -> dict:
@@ -163,12 +180,20 @@ class TrainedPairs:
         reached = min(self.plan.n, max(1, round(l0)))
         return self.plan.k if abs(reached / self.plan.k - 1) < 0.05 else reached
 
-    def train(self, name: str, cells: list[Cell], view: str | None = None) -> Sweep:
+    def stream(self, name: str, often: int = 1) -> ActivationStream | InjectedPair:
+        """Shuffled training activations of a pair; its `batches` yield (batch, 2, d_model) or (batch, 2 d_model).
+
+        Each comes once an epoch, but for those at which an answer is decided: they come `often`. Raises ValueError for
+        less than once, and for a pair that reads no dialogue.
+        """
+        return self._streams(name, often)
+
+    def train(self, name: str, cells: list[Cell], view: str | None = None, often: int = 1) -> Sweep:
         """Crosscoders of a pair, or autoencoders of a view of it, measured on its held-out tokens.
 
-        What the cache holds is loaded. Raises ValueError for a view that does not exist.
+        What the cache holds is loaded. Raises ValueError for a view that does not exist, and what `stream` raises.
         """
-        stream, x = self.stream(name), self.heldout(name).x
+        stream, x = self.stream(name, often), self.heldout(name).x
         if view is not None:
             stream, x = ViewedStream(stream, view), view_of(x, view)
         return sweep(cells, stream.batches, x, self.plan.tokens, self.folder)
@@ -185,13 +210,17 @@ class TrainedPairs:
     def folder(self) -> Path:
         return cache_dir() / "sweeps" / "pairs"
 
-    def _stream(self, name: str) -> ActivationStream | InjectedPair:
-        """Shuffled training activations of a pair; its `batches` yield (batch, 2, d_model) or (batch, 2 d_model)."""
+    def _stream(self, name: str, often: int) -> ActivationStream | InjectedPair:
+        if often < 1 or (often > 1 and name == "injected-gpt2"):
+            raise ValueError(
+                f"{name} cannot read its decisions {often} times: take 1, or more for a pair with dialogue"
+            )
         if name == "injected-gpt2":
             text = text_for(self.subject, "train", self._gpt2.tokenizer, self.plan.text)
             return InjectedPair(self._activations(self._gpt2, text.tokens), seed=self.seeds[0])
-        subject = self.base if name == "injected" else self.pair(name)
-        activations = self._activations(subject, self._tokens("train", _speaker(name)))
+        subject, speaker = self.base if name == "injected" else self.pair(name), _speaker(name)
+        times = None if often == 1 else self._times(speaker, often)
+        activations = self._activations(subject, self._tokens("train", speaker), times)
         return InjectedPair(activations, seed=self.seeds[0]) if name == "injected" else activations
 
     def _heldout(self, name: str) -> Heldout:
@@ -202,7 +231,9 @@ class TrainedPairs:
         pair, rows = self.pair(name), self._rows("heldout", _speaker(name))
         parts = [harvest_rows(pair, some, self._harvest) for some in rows.split(self._harvest.rows)]
         kept = self._harvest.keeps(pair, rows)
-        labels = (array[kept].numpy() for array in (rows, *self._labels(_speaker(name))))
+        spoken = self._dialogue("heldout", _speaker(name))
+        arrays = (spoken.roles, spoken.behaviours, spoken.decisions)
+        labels = (array[kept].numpy() for array in (rows, *(self._beside_text(array, -1) for array in arrays)))
         return Heldout(torch.cat(parts).unflatten(1, (2, -1)), *labels)
 
     def _planted(self, name: str) -> tuple[torch.Tensor, Truth]:
@@ -226,8 +257,10 @@ class TrainedPairs:
     def _harvest(self) -> Harvest:
         return Harvest(context=self.plan.context, normalisation="none")
 
-    def _activations(self, subject: Subject | SubjectPair, tokens: np.ndarray) -> ActivationStream:
-        options = {"batch_size": self.plan.batch_size, "seed": 0, "memory_limit_gb": 3, "cache": True}
+    def _activations(
+        self, subject: Subject | SubjectPair, tokens: np.ndarray, times: torch.Tensor | None = None
+    ) -> ActivationStream:
+        options = {"batch_size": self.plan.batch_size, "seed": 0, "memory_limit_gb": 3, "cache": True, "times": times}
         return ActivationStream(subject, tokens, self._harvest, **options)
 
     def _text(self, split: str) -> TokenStream:
@@ -252,12 +285,15 @@ class TrainedPairs:
         own = self.plan.context - (self.base.head is not None)  # tokens of text in a row
         return half_and_half(self._text(split).tokens, spoken, own, self._n(split))
 
-    def _labels(self, speaker: str) -> list[torch.Tensor]:
-        """Roles, behaviours and decisions of the held-out rows, (rows, context) each; -1 for plain text and heads."""
-        spoken, half = self._dialogue("heldout", speaker), self._tokens("heldout", speaker).size // 2
-        labels = (array[:half] for array in (spoken.roles, spoken.behaviours, spoken.decisions))
-        both = (torch.from_numpy(np.concatenate([np.full_like(array, -1), array])) for array in labels)
-        return [in_rows(array, self.plan.context, None if self.base.head is None else -1) for array in both]
+    def _times(self, speaker: str, often: int) -> torch.Tensor:
+        """How often each token of the training rows is read, (rows, context)."""
+        return self._beside_text(np.where(decisive(self._dialogue("train", speaker).roles), often, 1), 1, "train")
+
+    def _beside_text(self, array: np.ndarray, fill: int, split: str = "heldout") -> torch.Tensor:
+        """What is known of each token of dialogue, as rows: (rows, context); `fill` for plain text and heads."""
+        spoken = torch.from_numpy(array[: self._tokens(split, "chat").size // 2])
+        both = torch.cat([torch.full_like(spoken, fill), spoken])
+        return in_rows(both, self.plan.context, None if self.base.head is None else fill)
 
 
 def _speaker(name: str) -> str:

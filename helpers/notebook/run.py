@@ -79,6 +79,11 @@ class Run:
             for caveat in self.stored.get("caveats", []):
                 print(f"Known of that run: {caveat}.")
 
+    @property
+    def plan(self) -> str:
+        """Whose plan trained collections follow: the scale's, or "reference"; at smoke scale that run is rehearsed."""
+        return "reference" if self.reference and self.scale != "smoke" else self.scale
+
     def seeds(self) -> list[int]:
         """Seeds from this run's on: three, two at smoke scale, one where stored numbers are judged."""
         n = self.pick("seeds", smoke=2, laptop=1 if self.stored else 3, paper=3)
@@ -110,17 +115,28 @@ class Run:
     def kept_or(self, **live: Any) -> SimpleNamespace:
         """What the claims are judged on: what a reference run has filed under these names, else `live` itself.
 
+        A stored run that has filed none of them is older than what is asked, so that `live` is judged.
+
         live: data frames, numbers, lists, and dicts of them. A reference run files them for later ones. The result has
         `live`'s names, `origin`, which says in words where they come from, and `hardware`, what measured them. What has
-        become known of a stored run since stands in its file as `caveats`, sentences that `origin` repeats.
+        become known of a stored run since stands in its file as `caveats`, sentences that `origin` repeats. Raises
+        ValueError for a stored run that has filed some of the names and not the others.
         """
         if self.reference:
             self._file(live)
-        if not self.stored:
+        if not self.keeps(*live):
             return SimpleNamespace(**live, origin="trained in this run", hardware=self._provenance["hardware"])
         values = {name: _like(value, self.stored["values"][name]) for name, value in live.items()}
         origin = ", ".join(["stored reference run", self.stored["commit"], *self.stored.get("caveats", [])])
         return SimpleNamespace(**values, origin=origin, hardware=self.stored["hardware"])
+
+    def keeps(self, *names: str) -> bool:
+        """Whether a stored run that this one judges has filed all of these; ValueError where it has only some."""
+        missing = [name for name in names if name not in (self.stored or {"values": {}})["values"]]
+        if missing and len(missing) < len(names):
+            file = f"{self.subject}-reference/{self.notebook}.json"
+            raise ValueError(f"{file} lacks {', '.join(missing)}: repeat that run, or keep these apart from the others")
+        return not missing
 
     def _file(self, live: dict[str, Any]) -> None:
         self._filed |= plain(live)

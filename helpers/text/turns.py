@@ -223,6 +223,12 @@ def answer_order(roles: np.ndarray) -> np.ndarray:
     return np.where(predicts, so_far - np.maximum.accumulate(np.where(starts, so_far, 0)), -1)
 
 
+def decisive(roles: np.ndarray) -> np.ndarray:
+    """Where an answer is decided, (n,) bool: at the tokens of the template, and at the first nine of each answer."""
+    order = answer_order(roles)
+    return (roles == TEMPLATE) | ((order >= 0) & (order < FIRST))
+
+
 def dialogues_of(stream: DialogueStream, context: int) -> list[Encoded]:
     """The dialogues of a stream, each cut to `context` tokens; those in which nothing of an answer is left drop out.
 

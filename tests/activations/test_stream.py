@@ -146,6 +146,43 @@ def test_every_activation_comes_exactly_once_an_epoch(n_rows, rows_in_memory, ba
         assert token_ids(two[len(expected) :]).sort().values.tolist() == expected
 
 
+@given(
+    n_rows=st.integers(5, 30),
+    rows_in_memory=st.integers(5, 40),
+    seed=st.integers(0, 99),
+    special=st.sets(st.integers(0, 5)),
+)
+def test_every_activation_comes_as_often_as_it_should(n_rows, rows_in_memory, seed, special):
+    times = torch.randint(0, 4, (n_rows, 8), generator=torch.Generator().manual_seed(seed))
+    times[:, -1] += 1
+    options = {"batch_size": 4, "seed": seed, "memory_limit_gb": limit(rows_in_memory), "times": times}
+    found = ActivationStream(CountingSubject(special_ids=special), torch.arange(n_rows * 8), RAW, **options)
+    slow = [i for i in all_ids(n_rows).tolist() if i not in special for _ in range(times.flatten()[i])]
+    for _ in range(2):
+        assert token_ids(torch.cat(list(found.batches()))).sort().values.tolist() == slow
+    whole = token_ids(torch.cat(list(found.batches(2 * len(slow)))))
+    assert found.n_activations == len(slow) and whole[len(slow) :].sort().values.tolist() == slow
+    assert found.subject.rows_read <= 5 * n_rows  # repeated, not read again
+
+
+def test_repeats_read_the_same_cache_and_come_in_an_order_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
+    plain = stream(cache=True)
+    once = token_ids(plain.take(280)).sort().values  # in 16 bits
+    often = stream(cache=True, times=torch.full((40, 8), 2))
+    ids = token_ids(often.take(560))
+    assert often.subject.rows_read == 0 and often.fingerprint != plain.fingerprint
+    assert torch.equal(ids.sort().values, once.repeat_interleave(2))
+    assert torch.equal(token_ids(often.reader().take(560)), ids)
+    assert torch.equal(stream(times=torch.ones(40, 8, dtype=torch.long)).take(280), stream().take(280))
+
+
+@pytest.mark.parametrize("times", [torch.ones(40, 7, dtype=torch.long), torch.ones(40, 8), -torch.ones(40, 8).long()])
+def test_times_that_do_not_fit_the_rows_are_refused(times):
+    with pytest.raises(ValueError, match=r"give each token of the rows \(40, 8\) a whole number"):
+        stream(times=times)
+
+
 @pytest.mark.parametrize("rows_in_memory", [40, 12])
 def test_epochs_follow_each_other_in_new_orders(rows_in_memory):
     n = 40 * RAW.kept

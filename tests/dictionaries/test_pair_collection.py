@@ -11,9 +11,10 @@ from twins import BOS, D_MODEL, N_VOCAB, save_tiny
 from helpers.activations.injected import InjectedPair
 from helpers.activations.views import ViewedStream
 from helpers.dictionaries import pair_collection, sweeps
-from helpers.dictionaries.pair_collection import PAIRS, PLANS, TrainedPairs
+from helpers.dictionaries.pair_collection import PAIRS, PLANS, Heldout, TrainedPairs
 from helpers.dictionaries.sweeps import Cell
 from helpers.subjects.subject import load_subject
+from helpers.text.turns import decisive
 
 TINY = dataclasses.replace(PLANS["smoke"], n=16, k=2, tokens=512, text=1024, heldout=256, context=8, batch_size=64)
 MODELS = {"gemma2-base": ("gemma2", 0), "gemma2-chat": ("gemma2", 1), "gpt2": ("gpt2", 0)}
@@ -188,11 +189,48 @@ def test_k_meets_the_l0_of_the_other_method(open_shelf, monkeypatch):
     assert [shelf.matched_k(l0) for l0 in (96.0, 104.4, 110.2, 0.2, 900.0)] == [100, 100, 110, 1, 500]
 
 
+def test_the_end_of_a_prompt_is_where_the_template_before_a_decision_begins():
+    roles = np.array([0, 0, 1, 1, 0, 0, 0, 2, 2, 0, 0, 1, 0, 2])  # two turns; the last decision is alone
+    decisions = np.array([-1, -1, -1, -1, -1, -1, 4, -1, -1, -1, -1, -1, 7, -1])
+    found = Heldout(torch.zeros(14, 2, 1), roles, roles, np.full(14, -1), decisions)
+    expected = np.full(14, -1)
+    expected[[4, 12]] = 4, 7
+    assert found.labels("prompt").tolist() == expected.tolist()
+    assert found.labels("decision") is decisions and found.labels("answer").tolist() == [-1] * 14
+    with pytest.raises(ValueError, match="labelled at the prompt and the decision and the answer, not at 'end'"):
+        found.labels("end")
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_tokens_where_an_answer_is_decided_are_read_more_often(open_shelf, heads, request):
+    if heads:
+        request.getfixturevalue("with_heads")
+    shelf = open_shelf(seeds=1)
+    rows, stream = shelf._rows("train"), shelf.stream("chat", often=3)
+    own = rows.shape[1] - heads
+    place = np.pad(np.arange(len(rows) // 2 * own).reshape(-1, own), ((len(rows) // 2, 0), (int(heads), 0)))
+    dialogue = np.arange(len(rows))[:, None] >= len(rows) // 2
+    decided = dialogue & decisive(np.arange(shelf.plan.text) % 3)[place]  # roles are the order modulo 3
+    if heads:
+        decided[:, 0] = False
+    kept = shelf.base.studied(rows).numpy()
+    assert stream.n_activations == kept.sum() + 2 * (decided & kept).sum() > kept.sum()
+    assert stream.times.tolist() == np.where(decided, 3, 1)[kept].tolist()
+    assert stream.fingerprint != shelf.stream("chat").fingerprint and shelf.stream("chat").times is None
+    plain, more = (shelf.train("chat", shelf.cells("BatchTopK"), often=often).frame for often in (1, 3))
+    assert plain.nmse[0] != more.nmse[0]
+    assert shelf.stream("injected", often=2).stream.times is not None
+    for name, often in (("chat", 0), ("injected-gpt2", 2)):
+        with pytest.raises(ValueError, match=f"{name} cannot read its decisions {often} times"):
+            shelf.stream(name, often)
+
+
 def test_the_plan_the_seeds_and_the_harvest_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
     harvest = {"context": 8, "normalisation": "none", "drop": "special", "special_ids": [256, 257], "head": None}
     assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4], "harvest": harvest}
-    assert open_shelf(plan="reference").plan == PLANS["reference"]
+    reference = open_shelf(plan="reference").plan
+    assert reference == PLANS["reference"] and reference.tokens / reference.batch_size >= 20_000
     assert open_shelf(plan="long").plan == PLANS["long"]
 
 

@@ -248,6 +248,25 @@ def test_what_is_filed_later_stands_beside_what_was_filed_before(repository):
     assert long_run().stored["values"] == {"sweep": [1], "board": [3]}
 
 
+def test_what_a_stored_run_did_not_measure_yet_is_judged_live(repository):
+    long_run(reference=True).kept_or(sweep=[1], board=[2])
+    run = long_run()
+    judged = run.kept_or(marks=[3])
+    assert (judged.marks, judged.origin, judged.hardware) == ([3], "trained in this run", runs.hardware())
+    assert run.keeps("sweep", "board") and not run.keeps("marks") and not long_run(reference=True).keeps("sweep")
+    with pytest.raises(ValueError, match="embedded-reference/04.json lacks marks: repeat that run"):
+        run.kept_or(sweep=[1], marks=[3])
+
+
+def test_a_reference_run_at_smoke_scale_rehearses_with_smokes_plan():
+    plans = [
+        Run("04", scale=scale, subject="embedded", reference=reference).plan
+        for scale in ("smoke", "laptop", "paper")
+        for reference in (False, True)
+    ]
+    assert plans == ["smoke", "smoke", "laptop", "reference", "paper", "reference"]
+
+
 def test_only_laptop_runs_read_stored_numbers_and_then_need_one_seed(repository, capsys):
     long_run(reference=True).kept_or(n=1)
     assert long_run().seeds() == [3] and long_run(reference=True).seeds() == [3, 4, 5]

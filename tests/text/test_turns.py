@@ -22,6 +22,7 @@ from helpers.text.turns import (
     DialogueStream,
     Encoded,
     answer_order,
+    decisive,
     dialogue_text_for,
     dialogues_of,
     encode,
@@ -142,6 +143,12 @@ def test_order_by_hand():
     assert answer_order(np.array(TWO_TURNS)).tolist() == [-1, -1, -1, 0, 1, 2, -1, -1, -1, 0, 1, -1]
     assert answer_order(np.array([T, U, T, A, A])).tolist() == [-1, -1, 0, 1, -1]  # cut: the last predicts nothing seen
     assert answer_order(np.array([T, U, U])).tolist() == [-1, -1, -1]
+
+
+def test_an_answer_is_decided_in_the_template_and_its_first_nine_tokens():
+    roles = np.array([T, U, U, T, T, *[A] * 12, T, U, T, A, A, T])
+    expected = [1, 0, 0, 1, 1, *[1] * 9, 0, 0, 0, 1, 0, 1, 1, 1, 1]
+    assert decisive(roles).tolist() == [bool(each) for each in expected]
 
 
 turn = st.tuples(st.integers(1, 4), st.integers(1, 14))
