@@ -20,7 +20,7 @@ RUN    := $(VENV) -m helpers.suite run
 # A cluster's module or a shell's profile may set these; .venv is whole without, and another Python's packages break it.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup notebooks lab test lint reference pages clean bench
+.PHONY: help setup notebooks lab test lint reference pages clean bench interop
 
 help: ## list what can be done
 	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"reference=True\""
@@ -59,6 +59,9 @@ bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step be
 	@$(VENV) -m pytest tests/benchmarks --ignore tests/benchmarks/test_training_step.py -q
 	@PEERS=$(PEERS_IN) $(PEERS)/bin/python -m pytest tests/benchmarks/test_training_step.py --confcutdir tests/benchmarks -q \
 		--benchmark-columns=min --benchmark-json=out/benchmark.json
+
+interop: $(READY) $(PEERS)/.ready ## dictionaries there and back between the suite and other libraries, to 1e-5
+	@PEERS=$(PEERS)/bin/python $(VENV) -m pytest tests/interop -q
 
 # They need other versions than the suite, so they have an environment of their own. Their torchvision breaks a CPU torch.
 $(PEERS)/.ready: tests/benchmarks/requirements.txt

@@ -5,6 +5,7 @@ text           documents, labels, dialogues
 subjects       the language models under study
 activations    residual streams, harvested into batches
 dictionaries   autoencoders and crosscoders, and their training
+published      dictionaries of others, read and written
 evaluation     what an autoencoder of one model is worth
 diffing        what differs between two models
 figures        what a reader sees

@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import nbformat
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 from tiny_shelf import open_shelf  # noqa: F401 (a fixture for all)
 
@@ -32,6 +33,14 @@ def results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test writes results into the repository."""
     monkeypatch.setenv("SUITE_RESULTS", str(tmp_path / "results"))
     return tmp_path / "results"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """An empty hub cache, offline."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
 @pytest.fixture

@@ -80,9 +80,8 @@ def test_nothing_names_an_index_or_a_host():
 def test_what_the_code_imports_is_a_direct_dependency():
     known = packages_distributions()
     ours = {"helpers", "tests", "conftest", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
-    tests = [
-        path for path in ROOT.glob("tests/**/*.py") if path.parent.name != "benchmarks"
-    ]  # they have their own pins
+    with_other_pins = ("benchmarks", "interop")
+    tests = [path for path in ROOT.glob("tests/**/*.py") if path.parent.name not in with_other_pins]
     used = {name for path in [*ROOT.glob("helpers/**/*.py"), *tests] for name in imported(path)}
     unknown = used - set(sys.stdlib_module_names) - ours
     packages = {name: {canonicalize_name(found) for found in known.get(name, [])} for name in unknown}

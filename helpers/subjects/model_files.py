@@ -9,7 +9,7 @@ without asking the network.
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def model_directory(name_or_path: str | Path) -> Path:
         if folder.is_dir():
             return complete(folder)
     if re.fullmatch(r"[^/.~][^/]*/[^/]+", name):
-        return _cached(name) or _fetched(name)
+        return snapshot(name, complete, 'use subject="embedded"', **HUB_FILES)
     embedded = sorted(path.name for path in MODELS.glob("*") if path.is_dir())
     raise ValueError(
         f'there is no subject "{name}": give an embedded one ({", ".join(embedded) or "none is installed"}), the path '
@@ -79,22 +79,23 @@ def complete(folder: Path) -> Path:
     return folder
 
 
-def _cached(repo: str) -> Path | None:
+def snapshot(repo: str, whole: Callable[[Path], Path], instead: str, **files: Any) -> Path:
+    """What `whole` finds in the folder of a hub repository: the cached one, if all is there, else fetched.
+
+    `whole` raises FileNotFoundError where something is missing; `instead` is what to do without a network; `files` are
+    patterns of `snapshot_download`.
+    """
     with contextlib.suppress(FileNotFoundError):  # hub errors of absence are this one, too
-        return complete(Path(snapshot_download(repo, local_files_only=True, **HUB_FILES)))
-    return None
-
-
-def _fetched(repo: str) -> Path:
+        return whole(Path(snapshot_download(repo, local_files_only=True, **files)))
     try:
         HfApi().model_info(repo, timeout=HUB_PATIENCE)  # the download alone would wait for minutes on a dead network
-        folder = Path(snapshot_download(repo, **HUB_FILES))
+        folder = Path(snapshot_download(repo, **files))
     except (HTTPError, OSError) as error:
-        raise _refusal(repo, error) from None
-    return complete(folder)
+        raise _refusal(repo, error, instead) from None
+    return whole(folder)
 
 
-def _refusal(repo: str, error: Exception) -> Exception:
+def _refusal(repo: str, error: Exception, instead: str) -> Exception:
     """What a reader is told of the hub's error, in one sentence."""
     if isinstance(error, GatedRepoError):
         return PermissionError(f"{repo} is gated: accept its licence on its hub page and log in with `hf auth login`")
@@ -105,7 +106,7 @@ def _refusal(repo: str, error: Exception) -> Exception:
     reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{type(error).__name__}: {error}"
     return ConnectionError(
         f"{repo} is not complete in the local cache and could not be fetched from the hub "
-        f'({" ".join(reason.split())}): run once with a network, or use subject="embedded"'
+        f"({' '.join(reason.split())}): run once with a network, or {instead}"
     )
 
 

@@ -13,12 +13,11 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from twins import save_tiny, tiny_tokenizer
+from twins import put_into_cache, save_tiny, tiny_tokenizer
 
 from helpers.subjects import model_files
 from helpers.subjects.subject import load_subject
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKENS = torch.arange(12).view(2, 6)
 
 
@@ -30,22 +29,6 @@ def original(tmp_path_factory):
 @pytest.fixture
 def folder(original, tmp_path):
     return shutil.copytree(original, tmp_path / "model")
-
-
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """An empty hub cache, offline."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-def put_into_cache(hub_cache, repo, folder):
-    """As huggingface_hub lays its cache out."""
-    entry = hub_cache / f"models--{repo.replace('/', '--')}"
-    shutil.copytree(folder, entry / "snapshots" / COMMIT)
-    (entry / "refs").mkdir()
-    (entry / "refs" / "main").write_text(COMMIT)
 
 
 def answer(monkeypatch, error):

@@ -1,0 +1,149 @@
+"""Tensors and settings out of other people's files. Only data is read: no code in a pickle is ever run."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+SUFFIXES = (".safetensors", ".npz", ".pt")
+WEIGHTS = (  # what libraries call the weights of a folder; statistics or checkpoints may lie beside them
+    *("sae_weights.safetensors", "params.safetensors", "params.npz", "model.safetensors", "sae.safetensors"),
+    *("ae.pt", "model_final.pt", "cc_weights.pt"),
+)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ROWS = 65_536  # checked at a time
+
+
+class Files:
+    """A file of weights and the settings beside it. What is taken out of them is checked.
+
+    Raises ValueError, in the constructor too, for what is damaged, holds code, or is not as expected.
+    """
+
+    def __init__(self, path: Path, source: str):
+        self.path, self.source = path, source
+        self.settings = _settings(path)
+        content = _content(path)
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+            raise ValueError(f"{path} holds a {type(content).__name__} and no named tensors: pass a saved state_dict")
+        self.content = {name.replace("_orig_mod.", ""): value for name, value in content.items()}  # torch.compile's
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.content
+
+    @property
+    def place(self) -> str:
+        """The end of the path, which in many releases says what a file is; with the repository in the hub's cache."""
+        return "/".join(self.path.parts[-8:])
+
+    def ndim(self, name: str) -> int:
+        """0 for what is not there."""
+        value = self.content.get(name)
+        return value.ndim if isinstance(value, Tensor) else 0
+
+    def dtype(self, name: str) -> str:
+        return str(self.content[name].dtype).removeprefix("torch.")
+
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """Of a tensor of floats with so many axes."""
+        value = self.content.get(name)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{self.path} has no tensor {name}, only {', '.join(self.content) or 'none'}")
+        if value.dtype not in FLOATS:
+            raise ValueError(f"{name} in {self.path} is {value.dtype}: weights must be floats of 16 bits or more")
+        if value.ndim != ndim or not value.numel():
+            raise ValueError(f"{name} in {self.path} has shape {tuple(value.shape)}, expected {ndim} axes, none empty")
+        return tuple(value.shape)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor in float32."""
+        if self.shape(name, len(shape)) != shape:
+            found = tuple(self.content[name].shape)
+            raise ValueError(f"{name} in {self.path} has shape {found}, the other tensors ask for {shape}")
+        value = self.content[name].float()
+        if not all(part.isfinite().all() for part in value.split(ROWS)):
+            raise ValueError(f"{name} in {self.path} holds values that are NaN or infinite: fetch it again")
+        return value
+
+    def number(self, name: str, otherwise: Any = None) -> float:
+        """One number among the tensors, or `otherwise`, what the settings say of it."""
+        value = self.content.get(name, otherwise)
+        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"neither {self.path} nor the settings beside it say what {name} is: fetch both again")
+        return value
+
+    def agree(self, said: dict[str, Any], found: dict[str, Any]) -> None:
+        """Raise ValueError where settings or a path say something else than the tensors; None says nothing."""
+        for name, value in found.items():
+            if said.get(name) not in (None, value):
+                raise ValueError(
+                    f"{self.path} has {name} {value}, and what is said of it beside it or in its name is {said[name]}: "
+                    "they are not of one dictionary, fetch it again"
+                )
+
+    def cannot(self, reason: str) -> ValueError:
+        return ValueError(f"{self.source} cannot be read as a dictionary of this suite: {reason}")
+
+
+def weights_file(place: Path) -> Path:
+    """The file with the weights, of a folder or of a path to it. Raises FileNotFoundError or ValueError."""
+    if place.is_file():
+        if place.suffix not in SUFFIXES:
+            raise ValueError(f"{place} is no file of weights: these end in {', '.join(SUFFIXES)}")
+        return place
+    known = [place / name for name in WEIGHTS if (place / name).is_file()]
+    found = known[:1] or sorted(path for path in place.glob("*") if path.suffix in SUFFIXES)
+    if not found:
+        inner = sorted({str(path.parent.relative_to(place)) for path in place.rglob("*") if path.suffix in SUFFIXES})
+        remedy = f"name one of its folders, such as {', '.join(inner[:3])}" if inner else "fetch it again"
+        raise FileNotFoundError(f"{place} holds no weights, which end in {', '.join(SUFFIXES)}: {remedy}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise ValueError(f"{place} holds {len(found)} files of weights: name one of them, such as {names}")
+    return found[0]
+
+
+def _settings(weights: Path) -> dict[str, Any]:
+    """The JSON beside a file of weights; nothing where there is none."""
+    names = (f"{weights.stem}_cfg.json", "cfg.json", "config.json")
+    path = next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read, perhaps only half was written: fetch it again ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__} where settings by name are expected")
+    return settings
+
+
+def _content(path: Path) -> Any:
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
+    try:
+        match path.suffix:
+            case ".safetensors":
+                with safetensors.safe_open(path, "pt") as file:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            case ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    return {name: torch.from_numpy(arrays[name]) for name in arrays}
+            case _:
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values, and code in a file is never run: fetch "
+            "it again, or have its owner save the state_dict alone"
+        ) from None
+    except (safetensors.SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} cannot be read, perhaps only half was written: fetch it again ({reason})") from None

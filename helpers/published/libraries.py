@@ -1,0 +1,183 @@
+"""What training libraries write for one model: SAELens, sparsify, dictionary_learning and its fork crosscoder_learning.
+
+    SAELens              cfg.json says nearly all; version 6 keeps places in `metadata`, earlier ones under other names
+    sparsify             TopK with W_dec (n, d)
+    dictionary_learning  config.json names the class; TopK and BatchTopK have the same tensors
+
+Latents are in the units of the file's own decoder rows; some of these libraries show them times the rows' norms.
+Sources: SAELens 6.54 (saes/, loading/), eai-sparsify 1.3, dictionary_learning 0.1, crosscoder_learning dictionary.py.
+"""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder
+from helpers.published import build
+from helpers.published.files import Files
+from helpers.published.origin import MEASURE, Inputs, Origin, Published
+from helpers.published.released import layer_normed
+
+UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
+CLASSES = {  # of dictionary_learning, by what only they have
+    "bias": "AutoEncoder",
+    "decoder.bias": "AutoEncoderNew",
+    "r_mag": "GatedAutoEncoder",
+    "group_sizes": "MatryoshkaBatchTopKSAE",
+    "activation_mean": "BatchTopKSAE",
+}
+
+
+def sae_lens(files: Files) -> Published:
+    settings = files.settings
+    n, d = files.shape("W_dec", 2)
+    files.agree(settings, {"d_in": d, "d_sae": n})
+    W_enc, W_dec, b_dec = files.take("W_enc", d, n).T, files.take("W_dec", n, d), files.take("b_dec", d)
+    architecture, b_enc, activation = _sae_lens_activation(files, n)
+    if "scaling_factor" in files:
+        W_dec = W_dec * _finetuned(files, n).unsqueeze(1)
+    if architecture in ("topk", "batchtopk") and settings.get("rescale_acts_by_decoder_norm"):
+        norms = W_dec.norm(dim=1)  # latents are counted, and ranked, as if decoder rows had unit norm
+        W_enc, W_dec, b_enc = W_enc * norms.unsqueeze(1), W_dec / norms.unsqueeze(1), b_enc * norms
+    parts, centred = (W_enc, W_dec, b_enc, b_dec, activation), bool(settings.get("apply_b_dec_to_input", True))
+    origin = _sae_lens_origin(files, architecture)
+    match settings.get("normalize_activations"):
+        case None | False | "none":
+            return Published(build.autoencoder(*parts, centred), origin)
+        case True | "expected_average_only_in":
+            return Published(build.autoencoder(*parts, centred), origin.with_inputs(Inputs("mean norm"), MEASURE))
+        case "layer_norm":
+            return layer_normed(*parts, origin, centred)
+        case "constant_norm_rescale":
+            return Published(build.autoencoder(*parts, centred, d**0.5), origin.with_inputs(Inputs("length")))
+        case other:
+            raise files.cannot(f"its activations are to be prepared by {other}, and its files do not say how")
+
+
+def sparsify(files: Files) -> Published:
+    settings = files.settings
+    n, d = files.shape("W_dec", 2)
+    if settings.get("transcode") or "W_skip" in files:
+        raise files.cannot("it is a transcoder, which writes another place than it reads")
+    if settings.get("activation", "topk") != "topk" or settings.get("signed"):
+        raise files.cannot("its activation is not TopK of what is positive")
+    files.agree(settings, {"d_in": d} | ({"num_latents": n} if settings.get("num_latents") else {}))
+    weights = files.take("encoder.weight", n, d), files.take("W_dec", n, d)
+    biases = files.take("encoder.bias", n), files.take("b_dec", d)
+    layer = re.fullmatch(r"(?:model\.)?layers\.(\d+)", files.path.parent.name)
+    hook = f"blocks.{layer[1]}.hook_resid_post" if layer else files.path.parent.name
+    origin = Origin("sparsify TopK", files.source, files.dtype("W_dec"), hook=hook)
+    return Published(build.autoencoder(*weights, *biases, build.top_k(files.number("k", settings.get("k")))), origin)
+
+
+def dictionary_learning(files: Files) -> Published:
+    trainer = files.settings.get("trainer", files.settings)
+    kind = trainer.get("dict_class") or next((CLASSES[name] for name in CLASSES if name in files), None)
+    if kind is None and "W_enc" in files:
+        kind = "JumpReluAutoEncoder"
+    if kind is None and "threshold" in files:
+        raise ValueError(
+            f"{files.path} is an AutoEncoderTopK or a BatchTopKSAE, whose tensors are the same: put its config.json "
+            'beside it, or one that says {"dict_class": "BatchTopKSAE"}'
+        )
+    origin = _dictionary_learning_origin(files, kind or "AutoEncoderTopK", trainer)
+    sae, caution = _of_class(files, kind or "AutoEncoderTopK", trainer)
+    files.agree(trainer, {"activation_dim": sae.d_model, "dict_size": sae.n_latents})
+    return Published(sae, origin.with_inputs(origin.inputs, caution))
+
+
+def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:
+    """Architecture, b_enc and activation."""
+    settings, named = files.settings, files.settings.get("activation_fn") or files.settings.get("activation_fn_str")
+    old = settings.get("activation_fn_kwargs") or {}
+    architecture = "topk" if named == "topk" else settings.get("architecture", "standard")
+    if architecture == "gated":
+        gate = files.take("b_gate", n)
+        return architecture, gate, build.gated(files.take("r_mag", n), gate, files.take("b_mag", n))
+    if architecture not in ("standard", "topk", "batchtopk", "jumprelu") or named not in (None, "relu", "topk"):
+        known = "standard, topk, batchtopk, jumprelu or gated"
+        raise files.cannot(f"its architecture is {architecture} with {named or 'its own activation'}, and ours {known}")
+    b_enc = files.take("b_enc", n)
+    match architecture:
+        case "standard":
+            return architecture, b_enc, ReLU()
+        case "topk":
+            return architecture, b_enc, build.top_k(files.number("k", settings.get("k", old.get("k"))))
+        case "batchtopk":
+            k = files.number("k", settings.get("k"))
+            return architecture, b_enc, build.batch_topk(k, files.number("topk_threshold"))
+    return architecture, b_enc, build.jump_relu(files.take("threshold", n))
+
+
+def _finetuned(files: Files, n: int) -> Tensor:
+    """By how much each latent counts more in the reconstruction, (n,)."""
+    factors = files.take("scaling_factor", n)
+    if not files.settings.get("finetuning_scaling_factor") and not torch.allclose(factors, torch.ones(n)):
+        raise files.cannot("it has a scaling_factor that its settings do not speak of: fetch both again")
+    return factors
+
+
+def _sae_lens_origin(files: Files, architecture: str) -> Origin:
+    about = files.settings | (files.settings.get("metadata") or {})
+    hook = about.get("hook_name") or about.get("hook_point")
+    where = {"model": about.get("model_name"), "hook": hook}
+    text = {"context": about.get("context_size"), "bos": about.get("prepend_bos")}
+    return Origin(f"SAELens {architecture}", files.source, files.dtype("W_dec"), **where, **text)
+
+
+def _dictionary_learning_origin(files: Files, kind: str, trainer: dict) -> Origin:
+    layer, place = trainer.get("layer"), trainer.get("submodule_name")
+    residual = place is None or place.startswith("resid_post")
+    hook = f"blocks.{layer}.hook_resid_post" if residual and layer is not None else place
+    context = (files.settings.get("buffer") or {}).get("ctx_len")
+    tensor = "decoder.weight" if "decoder.weight" in files else "W_dec"
+    return Origin(
+        f"dictionary_learning {kind}", files.source, files.dtype(tensor), trainer.get("lm_name"), hook, context
+    )
+
+
+def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder, str]:
+    """The autoencoder, and what is to know about it."""
+    if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
+        n, d = files.shape("W_dec", 2)
+        weights, b_enc = (files.take("W_enc", d, n).T, files.take("W_dec", n, d)), files.take("b_enc", n)
+    else:
+        d, n = files.shape("decoder.weight", 2)
+        weights, b_enc = (files.take("encoder.weight", n, d), files.take("decoder.weight", d, n).T), None
+    match kind:
+        case "JumpReluAutoEncoder":
+            jump = build.jump_relu(files.take("threshold", n))
+            return build.autoencoder(*weights, b_enc, files.take("b_dec", d), jump, centred=False), ""
+        case "GatedAutoEncoder":
+            gate = files.take("gate_bias", n)
+            activation = build.gated(files.take("r_mag", n), gate, files.take("mag_bias", n))
+            return build.autoencoder(*weights, gate, files.take("decoder_bias", d), activation), ""
+        case "AutoEncoder":
+            return build.autoencoder(*weights, files.take("encoder.bias", n), files.take("bias", d), ReLU()), ""
+        case "AutoEncoderNew":
+            biases = files.take("encoder.bias", n), files.take("decoder.bias", d)
+            return build.autoencoder(*weights, *biases, ReLU(), centred=False), ""
+        case "AutoEncoderTopK":
+            activation = build.top_k(files.number("k", trainer.get("k")))
+            return build.autoencoder(*weights, files.take("encoder.bias", n), files.take("b_dec", d), activation), ""
+        case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
+            threshold = files.number("threshold")
+            activation = build.batch_topk(files.number("k", trainer.get("k")), threshold)
+            b_enc = files.take("encoder.bias", n) if b_enc is None else b_enc
+            scales = _measured_inputs(files, d)
+            sae = build.autoencoder(*weights, b_enc, files.take("b_dec", d), activation, **scales)
+            return sae, UNTRAINED if threshold < 0 else ""
+    raise files.cannot(f"its class is {kind}, and those known are {', '.join(CLASSES.values())}, JumpReluAutoEncoder")
+
+
+def _measured_inputs(files: Files, d: int) -> dict:
+    """How crosscoder_learning scales the activations of an autoencoder, for `build.autoencoder`; NaN is not at all."""
+    mean = files.content.get("activation_mean")
+    if mean is None or mean.isnan().any():
+        return {}
+    factor = files.number("activation_global_scale")
+    if not (math.isfinite(factor) and factor > 0):
+        raise files.cannot(f"its activations are to be scaled by {factor}")
+    return {"mean": files.take("activation_mean", d).double(), "scale": factor, "back": factor + 1e-8}
