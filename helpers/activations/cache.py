@@ -8,11 +8,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from helpers.base.storage import cache_dir, largest_leftover, write_atomic, written_aside
@@ -58,12 +58,21 @@ class ActivationCache:
                     file.write(piece.to("cpu", self.dtype).contiguous().view(torch.int16).numpy())
                     file.flush()  # what is killed now has lost nothing
             write_atomic(self._json, json.dumps(self.header, sort_keys=True, indent=1))  # first: it is no use alone
+        vars(self).pop("_stored", None)  # of the file that was there before
 
-    def read(self, places: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Activations at some places (n,) of all, as stored: (n, d_model) for each."""
-        stored = np.memmap(self.path, np.int16, "r").reshape(-1, self.shape[-1])
-        for some in places:
-            yield torch.from_numpy(stored[some.numpy()]).view(self.dtype)
+    def read(self, places: torch.Tensor) -> torch.Tensor:
+        """Activations at some places (n,) of all, as stored: (n, d_model). Nothing else of the file is in memory."""
+        return self._stored.index_select(0, places)
+
+    @cached_property
+    def _stored(self) -> torch.Tensor:
+        """The whole file, mapped into memory, which all processes of a machine share: (n, d_model)."""
+        options = {"shared": False, "size": math.prod(self.shape), "dtype": self.dtype}  # shared ones can be written to
+        return torch.from_file(str(self.path), **options).view(-1, self.shape[-1])
+
+    def __getstate__(self) -> dict:
+        """To pickle: whoever receives it maps the file itself."""
+        return {name: value for name, value in vars(self).items() if name != "_stored"}
 
     @property
     def _bytes_each(self) -> int:

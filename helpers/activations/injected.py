@@ -101,6 +101,10 @@ class InjectedPair:
         for number, x in enumerate(self.stream.batches(n_tokens, batch_size)):
             yield self.plant(x, self._random(f"batch {number} of {len(x)}"))
 
+    def reader(self) -> "InjectedPair":
+        """The same for other processes."""
+        return InjectedPair(self.stream.reader(), self.plan, self.seed)
+
     def sample(self, x: Tensor, seed: int) -> tuple[Tensor, Truth]:
         """Plant in other activations x (tokens, d_model) of the same model, held-out ones."""
         return self.plant(x, self._random(f"sample {seed}"))

@@ -9,7 +9,8 @@ Tokens are cut into rows of `context` (`Subject.rows`). The first position of a 
 
 Rows come in random order, in blocks as large as memory may be; a block is harvested, shuffled as a whole and drained
 before the next is harvested. The order depends on seed, epoch and block alone, so that a stream can be taken up
-anywhere at the price of one block.
+anywhere at the price of one block. From a cache each batch is gathered by itself: the order is the same, and what is in
+memory is the batch, so that any number of processes can read one harvest.
 """
 
 import copy
@@ -107,7 +108,7 @@ class ActivationStream:
     """Shuffled activations of `tokens`, with at most `memory_limit_gb` (1e9 bytes) of them in memory beside a batch.
 
     tokens   (n,) ids of documents one after the other; a rest shorter than a row is left out
-    cache    keep the activations on disk, in 16 bits, and harvest only what is not there yet
+    cache    keep the activations on disk, in 16 bits, harvest only what is not there yet, and hold none in memory
     times    (rows, context) whole numbers: how often the activation of each token comes in an epoch, once by default
 
     Raises ValueError for `times` that do not fit the rows.
@@ -134,7 +135,7 @@ class ActivationStream:
         self.rows_per_block = self._rows_per_block(memory_limit_gb)
         self.position = 0  # activations yielded so far by the latest `batches`
         self._bounds = _One()  # where the blocks of an epoch begin and end
-        self._held, self._order = _One(), _One()  # the block in memory, and the order in which it is given out
+        self._held, self._order = _One(), _One()  # the block, and the order in which it is given out
         self._cache = self._open_cache() if cache else None
 
     def batches(
@@ -221,9 +222,10 @@ class ActivationStream:
         block = int(np.searchsorted(bounds, within, side="right")) - 1
         within -= bounds[block]
         key = (0, 0) if self.rows_per_block == len(self.rows) else (epoch, block)  # one block serves every epoch
-        activations = self._held.get(key, lambda: self._activations(self._block_rows(*key)))
+        held = self._held.get(key, lambda: self._block(self._block_rows(*key)))
         order = self._order.get((epoch, block), lambda: self._shuffled(self._block_rows(*key), epoch, block))
-        return activations[order[within : within + n].to(activations.device)]
+        some = held[order[within : within + n].to(held.device)]
+        return self._cache.read(some).to(self.subject.device, self.harvest.dtype) if self._cache else some
 
     def _block_rows(self, epoch: int, block: int) -> torch.Tensor:
         return _permutation(len(self.rows), self.seed, epoch).split(self.rows_per_block)[block]
@@ -240,15 +242,16 @@ class ActivationStream:
             places = places.repeat_interleave(self.times[self._places(rows)])
         return places[_permutation(len(places), self.seed, epoch, block)]
 
-    def _activations(self, rows: torch.Tensor) -> torch.Tensor:
-        """Activations of some rows (r,), row after row: (n, d_model)."""
-        if self._cache and not self._cache.ready():
-            self._fill_cache()
-        pieces = self._cache.read(map(self._places, self._passes(rows))) if self._cache else self._harvested(rows)
+    def _block(self, rows: torch.Tensor) -> torch.Tensor:
+        """Activations of some rows (r,), row after row: (n, d_model); with a cache, their places in it: (n,)."""
+        if self._cache:
+            if not self._cache.ready():
+                self._fill_cache()
+            return self._places(rows)
         sizes = [int(self.kept[some].sum()) for some in self._passes(rows)]
         shape = (sum(sizes), self.subject.d_model)
         filled = torch.empty(shape, dtype=self.harvest.dtype, device=self.subject.device)
-        for place, piece in zip(filled.split(sizes), pieces, strict=True):
+        for place, piece in zip(filled.split(sizes), self._harvested(rows), strict=True):
             place.copy_(piece)
         return filled
 

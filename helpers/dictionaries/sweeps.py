@@ -1,18 +1,23 @@
 """Many autoencoders on one stream of activations, and how to compare them fairly.
 
-A cell is one autoencoder. With a folder, a sweep keeps what it has finished and goes on where it was interrupted; with
-several jobs, joblib runs the cells, by default in processes of this machine, or where its backend has workers:
+A cell is one autoencoder. With a folder, a sweep keeps what it has finished and goes on where it was interrupted. Cells
+are trained side by side, by default in as many processes of this machine as it has cores, or where joblib has workers:
 
     with joblib.parallel_config(backend="dask"):  # or "ray"; all machines see the folder and the cache of activations
-        sweep(cells, stream.batches, heldout, tokens, folder, n_jobs=-1)
+        sweep(cells, stream.batches, heldout, tokens, folder)
+
+A second thread makes one small training little faster, and many times slower beside another busy process; a second cell
+does not wait for the first.
 
 Two methods are compared at matched L0: each method's NMSE is interpolated along its own frontier, and the ratio of two
 NMSEs is averaged (geometrically) over the L0 values that both have reached. One number per seed; seeds give intervals.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
+import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +35,7 @@ from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dictionaries.dead_latents import AuxK, Remedy
 from helpers.dictionaries.quality import at_matched_l0
 from helpers.dictionaries.sweep_store import Finished, StoredCell, measure
-from helpers.dictionaries.training import TrainConfig, train
+from helpers.dictionaries.training import TrainConfig, Training, train
 
 ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents and sparsity
     "ReLU": lambda n, sparsity: ReLU(),
@@ -40,6 +45,7 @@ ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents an
     "MultiTopK": lambda n, k: MultiTopK(int(k)),
     "BatchTopK": lambda n, k: BatchTopK(int(k)),
 }
+START_SECONDS = 4  # that new processes need to import torch
 Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens, batch_size): the same each time
 
 
@@ -122,14 +128,15 @@ def sweep(
     heldout: Tensor,
     tokens: int,
     directory: Path | None = None,
-    n_jobs: int = 1,
+    n_jobs: int | None = None,
 ) -> Sweep:
     """Train every cell for `tokens` as if it were alone; measure it on `heldout` (n, d_model).
 
     `batches` is `ActivationStream.batches`, or any callable like it. With a `directory`, cells that are finished there
     are loaded, one that was interrupted goes on, and `batches` must tell what it depends on: it, or the object whose
-    method it is, has a string `fingerprint`. `n_jobs` other than 1 leaves the cells to joblib; a stream then needs
-    cache=True, and each worker holds a block of it in memory.
+    method it is, has a string `fingerprint`. `n_jobs` cells are trained at a time, by joblib, in processes that read
+    a stream with cache=True. By default they are as many as joblib counts cores (LOKY_MAX_CPU_COUNT lowers it); one, in
+    this process, for a stream without a cache, on an accelerator, and where starting processes would take longer.
 
     Raises ValueError for no cells, for a file in `directory` that is broken or another's, and for `heldout` that is not
     finite or has no variance, before anything is trained.
@@ -143,8 +150,9 @@ def sweep(
     todo = list({job.cell: job for job in todo}.values())
     done = {job.cell: found for job in todo if (found := job.load())}
     left = [job for job in todo if job.cell not in done]
+    at_once = _worth_starting(left) if n_jobs is None else joblib.effective_n_jobs(n_jobs)
     with tqdm(total=len(todo), initial=len(done), unit="autoencoder") as bar:
-        for cell, finished in _spread(left, n_jobs) if n_jobs != 1 else _in_turn(left, bar):
+        for cell, finished in _side_by_side(left, at_once) if min(at_once, len(left)) > 1 else _in_turn(left, bar):
             done[cell] = finished
             bar.update()
     return _collected({job.cell: done[job.cell] for job in todo}, batches, tokens)
@@ -164,12 +172,31 @@ class _Job:
         sae = self.cell.build(self.heldout.shape[-1]).to(self.heldout.device)
         return self.stored and self.stored.load(sae, self.heldout)
 
+    def size(self) -> int:
+        """What its time grows with."""
+        return self.cell.n_latents * (self.cell.tokens or self.tokens)
+
+    def read(self) -> Iterable[Tensor]:
+        size = [] if self.cell.batch_size is None else [self.cell.batch_size]
+        return self.batches(self.cell.tokens or self.tokens, *size)
+
+    def seconds(self) -> float:
+        """About how long its training takes here, by the fastest of its first steps."""
+        batches = [x.flatten(1) for x in itertools.islice(self.read(), 3)]
+        training = Training(self.cell.build(self.heldout.shape[-1]), self.cell.config(self.tokens), batches[0])
+        steps = [timeit.timeit(functools.partial(training.step, x), number=1) for x in batches]
+        return min(steps) * training.config.tokens / len(batches[0])
+
+    def elsewhere(self) -> "_Job":
+        """The same for other processes. Raises ValueError for a stream that is not on disk."""
+        owner = _owner(self.batches)
+        return dataclasses.replace(self, batches=owner.reader().batches) if hasattr(owner, "reader") else self
+
     def run(self) -> tuple[Cell, Finished]:
-        cell, config = self.cell, self.cell.config(self.tokens)
-        batches = self.batches(config.tokens, *([] if cell.batch_size is None else [cell.batch_size]))
+        cell = self.cell
         try:
-            sae = cell.build(self.heldout.shape[-1])
-            sae, record = train(sae, batches, config, checkpoint=self.stored and self.stored.checkpoint)
+            sae, config = cell.build(self.heldout.shape[-1]), cell.config(self.tokens)
+            sae, record = train(sae, self.read(), config, checkpoint=self.stored and self.stored.checkpoint)
         except Exception as error:
             error.add_note(f"This was in {cell}.")
             raise
@@ -179,21 +206,31 @@ class _Job:
         return cell, finished
 
 
+def _worth_starting(jobs: list[_Job]) -> int:
+    """As many processes as there are cores where that saves more time than starting them takes, else one."""
+    n = min(joblib.effective_n_jobs(-1), len(jobs))
+    if n < 2 or jobs[0].heldout.device.type != "cpu":
+        return 1
+    try:
+        longest = max(jobs, key=_Job.size).elsewhere()
+    except ValueError:
+        return 1
+    in_turn = longest.seconds() * sum(job.size() for job in jobs) / longest.size()
+    return n if in_turn * (1 - 1 / n) > START_SECONDS else 1
+
+
 def _in_turn(jobs: list[_Job], bar: tqdm) -> Iterator[tuple[Cell, Finished]]:
     for job in jobs:
         bar.set_description(f"{job.cell.method} n={job.cell.n_latents}")
         yield job.run()
 
 
-def _spread(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finished]]:
-    """As they are finished. Each worker gets its share of this process's threads."""
-    if not jobs:
-        return
-    owner = _owner(jobs[0].batches)
-    batches = owner.reader().batches if hasattr(owner, "reader") else jobs[0].batches
-    parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
-    threads = max(1, torch.get_num_threads() // joblib.effective_n_jobs(n_jobs))
-    yield from parallel(joblib.delayed(_work)(dataclasses.replace(job, batches=batches), threads) for job in jobs)
+def _side_by_side(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finished]]:
+    """As they are finished, the longest first. Each process gets its share of this one's threads."""
+    parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch=n_jobs, return_as="generator_unordered")
+    threads = max(1, torch.get_num_threads() // min(n_jobs, len(jobs)))
+    jobs = [job.elsewhere() for job in sorted(jobs, key=_Job.size, reverse=True)]
+    yield from parallel(joblib.delayed(_work)(job, threads) for job in jobs)
 
 
 def _work(job: _Job, threads: int) -> tuple[Cell, Finished]:

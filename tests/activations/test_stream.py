@@ -340,7 +340,7 @@ def test_never_more_than_the_limit_is_held_beside_a_batch(n_rows, rows_in_memory
 
 def test_a_block_is_let_go_before_the_next_is_made():
     found = stream(memory_limit_gb=limit(20))
-    harvest, blocks, alive = found._activations, [], []
+    harvest, blocks, alive = found._block, [], []
 
     def watched(rows):
         alive.append(sum(block() is not None for block in blocks))
@@ -348,7 +348,7 @@ def test_a_block_is_let_go_before_the_next_is_made():
         blocks.append(weakref.ref(block))
         return block
 
-    found._activations = watched
+    found._block = watched
     for _ in found.batches():
         pass
     assert alive == [0, 0]

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tqdm import tqdm
 from twins import CountingSubject
 
+from helpers.activations.injected import InjectedPair
 from helpers.activations.stream import ActivationStream, Harvest
+from helpers.activations.views import ViewedStream
 from helpers.base import products
 from helpers.dictionaries import sweeps
 from helpers.dictionaries.dead_latents import AuxK, Remedy, Resample
@@ -177,13 +180,13 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path, trained, monke
 
     interrupted.fingerprint, interrupted.batch_size = batches.fingerprint, batches.batch_size
     with pytest.raises(interruption) as caught:
-        sweep(CELLS, interrupted, HELDOUT, 1024, tmp_path)
+        sweep(CELLS, interrupted, HELDOUT, 1024, tmp_path, n_jobs=1)
     assert files(tmp_path) == [".checkpoint", ".safetensors"]
     assert interruption is KeyboardInterrupt or caught.value.__notes__ == [f"This was in {CELLS[1]}."]
     step = Training.step
     monkeypatch.setattr(Training, "step", lambda *args: (steps.append(1), step(*args)))
     del trained[:]
-    assert same(sweep(CELLS, batches, HELDOUT, 1024, tmp_path), whole)
+    assert same(sweep(CELLS, batches, HELDOUT, 1024, tmp_path, n_jobs=1), whole)
     assert [method for method, _ in trained] == ["ReLU", "BatchTopK"] and len(steps) == 6 + 16
     assert files(tmp_path) == [".safetensors"] * 3
 
@@ -249,19 +252,88 @@ def subject_stream(folder, monkeypatch, **options):
     return ActivationStream(CountingSubject(), tokens, Harvest(context=8), 64, **{"cache": True, **options})
 
 
-def test_two_processes_give_what_one_gives_from_one_harvest(tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def processes(one_thread):
+    """Cells go to new processes by default, however small they are."""
+    with joblib.parallel_config(backend="loky"):
+        yield
+    joblib.externals.loky.get_reusable_executor().shutdown()
+
+
+def test_processes_give_what_one_gives_from_one_harvest(tmp_path, monkeypatch, processes):
     stream = subject_stream(tmp_path, monkeypatch)
     heldout = stream.take(200)
     cells = [Cell("TopK", 16, 2, seed=seed) for seed in range(3)]
-    with joblib.parallel_config(backend="loky"):
-        apart = sweep(cells, stream.batches, heldout, 1024, tmp_path / "cells", n_jobs=2)
+    apart = sweep(cells, stream.batches, heldout, 1024, tmp_path / "cells", n_jobs=2)
     assert len(files(tmp_path / "cells")) == 3
-    assert same(apart, sweep(cells, stream.batches, heldout, 1024))
+    assert same(apart, sweep(cells, stream.batches, heldout, 1024, n_jobs=1))
     assert stream.subject.rows_read == 200  # once, here
-    joblib.externals.loky.get_reusable_executor().shutdown()
-    torch.set_num_threads(threads)
+    planted = InjectedPair(stream, seed=1)
+    for pairs in (planted, ViewedStream(planted, "difference")):  # which plant again what was planted here
+        x = torch.cat(list(pairs.batches(256)))
+        kind = CrosscoderCell if pairs is planted else Cell
+        cells = [kind("TopK", 8 * n, 2) for n in (1, 2)]
+        assert same(*(sweep(cells, pairs.batches, x, 1024, n_jobs=n) for n in (2, 1)))
+
+
+@pytest.fixture
+def spread_out(monkeypatch):
+    """How many cells were trained at a time, in threads; a second is enough to start them."""
+    seen = []
+    monkeypatch.setattr(sweeps, "START_SECONDS", 1)
+    monkeypatch.setattr(
+        sweeps, "_side_by_side", lambda jobs, n: (seen.append(n), sweeps._in_turn(jobs, tqdm(disable=True)))[1]
+    )
+    with joblib.parallel_config(backend="threading"):
+        yield seen
+
+
+@pytest.mark.parametrize(("seconds", "n_cores", "n_cells", "expected"), [
+    (0.9, 2, 3, [2]), (0.6, 2, 3, []), (0.6, 3, 3, [3]), (9, 1, 3, []), (9, 8, 3, [3]), (9, 8, 1, []),
+])  # fmt: skip
+def test_processes_are_started_where_that_saves_time(spread_out, monkeypatch, seconds, n_cores, n_cells, expected):
+    """Cells of `seconds` each: on n cores 1/n of their sum is left."""
+    monkeypatch.setattr(sweeps._Job, "seconds", lambda job: seconds)
+    monkeypatch.setattr(joblib, "effective_n_jobs", lambda n: n_cores if n == -1 else n)
+    sweep([Cell("TopK", 16, 2, seed=seed) for seed in range(n_cells)], batches, HELDOUT, 128)
+    assert spread_out == expected
+
+
+def test_the_first_steps_say_how_long_a_cell_takes(monkeypatch):
+    """Steps of 5, 1 and 2 seconds on 64 of 640 tokens: at 1 second each it is 10."""
+    job = sweeps._Job(FIRST, batches, HELDOUT, 640, None)
+    took = iter([5.0, 1.0, 2.0])
+    monkeypatch.setattr("timeit.timeit", lambda step, number: (step(), next(took))[1])
+    assert job.seconds() == 10
+
+
+def test_a_stream_that_only_this_process_has_is_swept_here(tmp_path, monkeypatch, spread_out):
+    monkeypatch.setattr(sweeps._Job, "seconds", lambda job: 100.0)
+    for cache, expected in ((False, []), (True, [2])):
+        stream = subject_stream(tmp_path, monkeypatch, cache=cache)
+        sweep(CELLS[:2], stream.batches, stream.take(64), 128)
+        assert spread_out == expected
+
+
+def test_workers_that_are_asked_for_need_activations_on_disk(tmp_path, monkeypatch):
+    stream = subject_stream(tmp_path, monkeypatch, cache=False)
+    with pytest.raises(ValueError, match="make the ActivationStream with cache=True"):
+        sweep(CELLS[:2], stream.batches, stream.take(64), 128, n_jobs=2)
+
+
+def test_the_longest_cells_are_trained_first_and_reported_where_they_stand(monkeypatch, trained, one_thread):
+    cells = [Cell("TopK", 16, 2), Cell("TopK", 24, 2), Cell("TopK", 16, 2, tokens=2048), Cell("TopK", 8, 2)]
+    with joblib.parallel_config(backend="threading"):
+        frame = sweep(cells, batches, HELDOUT, 1024, n_jobs=2).frame
+    assert frame.n_latents.tolist() == [16, 24, 16, 8] and {trained[-1][1]} == {8}
 
 
 def test_workers_share_the_threads(monkeypatch):
@@ -269,9 +341,9 @@ def test_workers_share_the_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     with joblib.parallel_config(backend="threading"):
-        sweep(CELLS[:2], batches, HELDOUT, 128, n_jobs=2)
+        sweep(CELLS, batches, HELDOUT, 128, n_jobs=2)
         sweep(CELLS[:2], batches, HELDOUT, 128, n_jobs=8)
-    assert seen == [3, 3, 1, 1]
+    assert seen == [3, 3, 3, 3, 3]
 
 
 def test_a_failing_cell_is_named_and_what_other_workers_finished_is_kept(tmp_path, monkeypatch):
@@ -288,15 +360,11 @@ def test_a_failing_cell_is_named_and_what_other_workers_finished_is_kept(tmp_pat
     assert any("tokens=4096" in note for note in caught.value.__notes__)
 
 
-def test_workers_need_activations_on_disk(tmp_path, monkeypatch):
-    stream = subject_stream(tmp_path, monkeypatch, cache=False)
-    with pytest.raises(ValueError, match="make the ActivationStream with cache=True"):
-        sweep([FIRST], stream.batches, stream.take(64), 128, n_jobs=2)
-
-
 def test_one_job_stays_in_this_process_and_shows_the_bar(monkeypatch, capsys):
     monkeypatch.setattr(joblib, "Parallel", functools.partial(pytest.fail, "processes were asked for"))
-    sweep(CELLS, batches, HELDOUT, 128)
+    sweep(CELLS, batches, HELDOUT, 128)  # much too short for others
+    sweep(CELLS[:1], batches, HELDOUT, 128, n_jobs=2)
+    sweep(CELLS, batches, HELDOUT, 128, n_jobs=1)
     assert "BatchTopK n=24: 100%" in capsys.readouterr().err
 
 
