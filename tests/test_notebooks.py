@@ -65,7 +65,7 @@ def test_an_interruption_leaves_what_was_finished(write_notebook, suite, ctrl_c,
     ("arguments", "message"),
     [
         (["--scale", "huge"], "scale 'huge' is unknown; choose smoke or laptop or paper."),
-        (["--subject", "gpt5"], "subject 'gpt5' is unknown; choose embedded or hub."),
+        (["--subject", "gpt5"], "subject 'gpt5' is unknown; choose embedded or hub or gemma."),
         (["--only", "7"], "there is no notebook 07; choose from 01, 02, 90."),
         (["--set", "train=True"], "01_fails.ipynb has no parameter train; its parameters are scale, seed, subject."),
         (["--set", "seed=x"], "seed is 'x'; 01_fails.ipynb expects a int, such as 0."),

@@ -26,7 +26,7 @@ from helpers.base.storage import RESULTS, ROOT, results_dir, write_atomic
 from helpers.notebook.claims import UNJUDGED, Claim, describe, judge, load_claims
 
 SCALES = ("smoke", "laptop", "paper")
-SUBJECTS = ("embedded", "hub")
+SUBJECTS = ("embedded", "hub", "gemma")
 SEEDS = range(2**31)  # what torch and NumPy both take, also with a few added
 
 

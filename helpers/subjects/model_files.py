@@ -1,4 +1,4 @@
-"""Find the files of a causal language model, embedded, local or on the hub, and load them with transformers.
+"""Find the files of a causal language model, embedded, packaged, local or on the hub, and load them with transformers.
 
 A model directory holds config.json, safetensors and tokenizer files, as `save_pretrained` writes them; embedded
 subjects, directories of the reader's and snapshots of the hub are the same thing and are read by the same code. Pickled
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from helpers.base.storage import MODELS
+from helpers.subjects.packaged import GEMMA, packaged_folder
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 HUB_FILES = {"allow_patterns": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"], "ignore_patterns": "*/*"}
@@ -35,10 +36,11 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """Load an embedded subject by name, a directory by path, or a hub model by id.
+    """Load an embedded or packaged subject by name, a directory by path, or a hub model by id.
 
-    Raises FileNotFoundError for an incomplete directory, ConnectionError or PermissionError for a hub model that
-    cannot be had, ValueError for an unknown name, a foreign tokenizer, and weights that do not fit config.json.
+    Raises what `packaged_folder` raises, FileNotFoundError for an incomplete directory, ConnectionError or
+    PermissionError for a hub model that cannot be had, ValueError for an unknown name, a foreign tokenizer, and weights
+    that do not fit config.json.
     """
     folder = model_directory(name_or_path)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -48,8 +50,10 @@ def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32
 
 
 def model_directory(name_or_path: str | Path) -> Path:
-    """Directory of an embedded subject (by name), of a path, or of a hub model (by id, fetched if need be)."""
+    """Directory of an embedded or packaged subject (name), of a path, or of a hub model (id, fetched if need be)."""
     name = str(name_or_path)
+    if name == GEMMA.name:
+        return complete(packaged_folder(GEMMA))
     for folder in (MODELS / name, Path(name)):
         if folder.is_dir():
             return complete(folder)
@@ -57,8 +61,8 @@ def model_directory(name_or_path: str | Path) -> Path:
         return snapshot(name, complete, 'use subject="embedded"', **HUB_FILES)
     embedded = sorted(path.name for path in MODELS.glob("*") if path.is_dir())
     raise ValueError(
-        f'there is no subject "{name}": give an embedded one ({", ".join(embedded) or "none is installed"}), the path '
-        "of a model directory, or a hub id such as openai-community/gpt2"
+        f'there is no subject "{name}": give an embedded one ({", ".join(embedded) or "none is installed"}), '
+        f"{GEMMA.name}, the path of a model directory, or a hub id such as openai-community/gpt2"
     )
 
 

@@ -8,13 +8,14 @@ and the four things done with the cut are its methods: `residuals` stops there, 
 runs through and replaces, `logits` and `losses` leave the model alone. The site is `blocks.{layer}.hook_resid_post` in
 TransformerLens's names, layer 8 of 12 in GPT-2 small (Gao et al. 2024, section 2.1), 13 of 26 in Gemma-2-2B.
 
-Embedded subjects, directories and hub models are loaded by the same code, from a Hugging Face directory of
+Embedded and packaged subjects, directories and hub models are loaded by the same code, from a Hugging Face directory of
 config.json, safetensors and tokenizer. Everything here that is TransformerLens's stays behind this module.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base.checks import require_finite
 from helpers.subjects.model_files import load_pretrained
+from helpers.subjects.packaged import GEMMA
 
-SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for
-    "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2"},
-    "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b"},
+SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for; no chat model was made of "gemma" yet
+    "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2", "gemma": GEMMA.name},
+    "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b", "gemma": GEMMA.name},
     "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
 }
 
@@ -243,23 +245,30 @@ def in_rows(values: torch.Tensor, context: int, head: int | None) -> torch.Tenso
 
 
 def subject_for(run_subject: str, family: str = "gpt2") -> str:
-    """Name of the subject that a notebook's `subject` parameter, "embedded" or "hub", stands for."""
+    """Name of the subject that a notebook's `subject` parameter stands for.
+
+    "gemma" is what $SUITE_GEMMA names, a model directory or a hub id, or else the packaged model.
+    Raises ValueError for a family or a subject that does not exist.
+    """
     if run_subject not in SUBJECTS.get(family, {}):
+        known = SUBJECTS.get(family, SUBJECTS["gpt2"])
         raise ValueError(
-            f'no subject "{run_subject}" of family "{family}": use "embedded" or "hub", of {" or ".join(SUBJECTS)}'
+            f'no subject "{run_subject}" of family "{family}": use {" or ".join(known)}, of {" or ".join(SUBJECTS)}'
         )
-    return SUBJECTS[family][run_subject]
+    named = os.path.expanduser(os.environ.get("SUITE_GEMMA", "")) if run_subject == "gemma" else ""
+    return named or SUBJECTS[family][run_subject]
 
 
 def load_subject(
     name_or_path: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32, layer: int | None = None
 ) -> Subject:
-    """Load an embedded subject by name, a directory by path, or a hub model by id, frozen.
+    """Load an embedded or packaged subject by name, a directory by path, or a hub model by id, frozen.
 
     `layer` defaults to two thirds of the depth (8 of 12), for Gemma to half of it (13 of 26). `dtype` is the dtype the
     model computes in; residuals are float32 all the same.
-    Raises FileNotFoundError for an incomplete directory, ConnectionError or PermissionError for a hub model that
-    cannot be had, ValueError for an unknown name or layer and for weights that do not fit their configuration.
+    Raises what `packaged_folder` raises, FileNotFoundError for an incomplete directory, ConnectionError or
+    PermissionError for a hub model that cannot be had, ValueError for an unknown name or layer and for weights that do
+    not fit their configuration.
     """
     folder, config, tokenizer, model = load_pretrained(name_or_path, dtype)
     layer = _layer(config, layer, name_or_path)

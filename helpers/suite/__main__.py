@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--only", default="", help='numbers to choose, such as "01 02"')
     run_parser.add_argument("--scale", default="laptop", help="smoke, laptop or paper")
-    run_parser.add_argument("--subject", default="embedded", help="embedded or hub")
+    run_parser.add_argument("--subject", default="embedded", help="embedded, hub or gemma")
     run_parser.add_argument("--seed", type=int, default=0)
     run_parser.add_argument(
         "--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", help="a parameter"

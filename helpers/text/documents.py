@@ -155,8 +155,8 @@ def token_stream(
 
 
 def text_for(subject: str, split: str, tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> TokenStream:
-    """Text for a notebook's subject dial: "embedded" reads the packages, "hub" reads `HUB_TEXT` from the hub."""
-    if subject == "embedded":
+    """Text for a notebook's subject dial: "hub" reads `HUB_TEXT` from the hub, the others read the packages."""
+    if subject != "hub":
         return token_stream(split, tokenizer, n_tokens)
     docs = hub_documents(split, n_characters=8 * n_tokens)  # English has 4 to 5 characters a GPT-2 token
     return token_stream(split, tokenizer, n_tokens, docs)

@@ -107,13 +107,14 @@ def dialogue_text_for(
 ) -> DialogueStream:
     """`n_tokens` tokens of dialogue for a notebook's subject dial; the last dialogue is cut to fit.
 
-    "embedded" generates dialogues from `seed` as `speaker` would hold them. "hub" reads `HUB_DIALOGUES`, where neither
-    matters and every behaviour is -1. Raises ValueError for another subject, and for too few tokens on the hub;
+    "embedded" and "gemma" generate dialogues from `seed` as `speaker` would hold them. "hub" reads `HUB_DIALOGUES`,
+    where neither matters and every behaviour is -1. Raises ValueError for another subject, and for too few tokens on
+    the hub;
     ConnectionError when the hub cannot be reached.
     """
-    if run_subject not in ("embedded", "hub"):
-        raise ValueError(f'run_subject is {run_subject!r}; expected "embedded" or "hub"')
-    if run_subject == "embedded":
+    if run_subject not in ("embedded", "hub", "gemma"):
+        raise ValueError(f'run_subject is {run_subject!r}; expected "embedded", "hub" or "gemma"')
+    if run_subject != "hub":
         return _first(stream(dialogues(n_tokens // TOKENS_A_DIALOGUE + 1, seed, split, speaker), tokenizer), n_tokens)
     rows, total, source = [], 0, hub_dialogues(split)
     while total < n_tokens:

@@ -173,7 +173,7 @@ def test_subject_for_a_run():
     assert subject_for("hub", "gemma2-base") == "google/gemma-2-2b"
     assert subject_for("embedded", "gemma2-chat") == "docs-gemma2-chat"
     assert subject_for("hub", "gemma2-chat") == "google/gemma-2-2b-it"
-    with pytest.raises(ValueError, match='"embedded" or "hub"'):
+    with pytest.raises(ValueError, match="use embedded or hub or gemma, of gpt2 or"):
         subject_for("embeded")
     with pytest.raises(ValueError, match="family"):
         subject_for("hub", family="gpt5")

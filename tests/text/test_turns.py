@@ -120,7 +120,7 @@ def test_bad_requests_are_one_clear_sentence(hub, monkeypatch):
     hub(ROWS[:20])
     with pytest.raises(ValueError, match=r"has \d+ tokens, 9,000 were asked for; ask for fewer"):
         dialogue_text_for("hub", "train", TOKENIZER, 9_000)
-    with pytest.raises(ValueError, match='run_subject is \'embeded\'; expected "embedded" or "hub"'):
+    with pytest.raises(ValueError, match='run_subject is \'embeded\'; expected "embedded", "hub" or "gemma"'):
         dialogue_text_for("embeded", "train", TOKENIZER, 10)
 
     def unreachable(*arguments, **keywords):
