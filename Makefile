@@ -38,7 +38,7 @@ lab: $(READY) ## open the suite in JupyterLab
 	@$(VENV) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 test: lint ## unit tests, then every notebook and solution at smoke scale
-	@$(VENV) -m pytest
+	@$(VENV) -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY) ## check the style of code and notebooks, the workflows and CITATION.cff
 	@$(VENV) -m ruff check --quiet .

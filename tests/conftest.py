@@ -7,7 +7,7 @@ from pathlib import Path
 # Before torch and huggingface_hub are imported; the kernels of notebooks inherit these.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second one buys little, and tests run beside each other
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import nbformat

@@ -359,5 +359,5 @@ def test_make_reference_stores_and_make_test_checks_the_style_first(checkout):
         "-m ruff format --check --quiet .",
         "-m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml",
         "-m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff",
-        "-m pytest",
+        "-m pytest --numprocesses auto --dist worksteal",
     ]

@@ -31,14 +31,9 @@ class ActivationCache:
         self.path = cache_dir() / "activations" / f"{name}.bin"
 
     def ready(self) -> bool:
-        """Whether the activations are on disk. Says so in one line if a file is there that cannot be used."""
-        if not self.path.is_file():
-            return False
+        """Whether the activations are on disk."""
         size = math.prod(self.shape) * self.dtype.itemsize
-        usable = self.path.stat().st_size == size and self._stored_header() == self.header
-        if not usable:
-            print(f"{self.path} is cut short or not what its name says: harvesting it again")
-        return usable
+        return self.path.is_file() and self.path.stat().st_size == size and self._stored_header() == self.header
 
     def begun(self) -> int:
         """How many activations an interrupted `write` has left, for the next one to go on from."""
@@ -48,8 +43,11 @@ class ActivationCache:
     def write(self, pieces: Iterable[torch.Tensor], begun: int = 0) -> None:
         """Store (n, d_model) pieces that follow each other: all activations in their order, but for the first `begun`.
 
-        Raises OSError on a full disk. A failure leaves no file, an interruption what `begun` counts.
+        Says so in one line if a file is there already. Raises OSError on a full disk. A failure leaves no file, an
+        interruption what `begun` counts.
         """
+        if self.path.exists():
+            print(f"{self.path} is cut short or not what its name says: harvesting it again")
         with written_aside(self.path, goes_on=True) as aside:
             with aside.open("r+b") as file:
                 file.truncate(begun * self._bytes_each)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from helpers.activations.cache import ActivationCache, ModelElsewhere
 from helpers.base.checks import checksum
+from helpers.base.storage import alone
 
 if TYPE_CHECKING:
     from helpers.subjects.subject import Subject  # takes seconds to import, which workers without a model can save
@@ -246,7 +247,9 @@ class ActivationStream:
         """Activations of some rows (r,), row after row: (n, d_model); with a cache, their places in it: (n,)."""
         if self._cache:
             if not self._cache.ready():
-                self._fill_cache()
+                with alone(self._cache.path):
+                    if not self._cache.ready():  # another process may have been faster
+                        self._fill_cache()
             return self._places(rows)
         sizes = [int(self.kept[some].sum()) for some in self._passes(rows)]
         shape = (sum(sizes), self.subject.d_model)

@@ -5,6 +5,7 @@ A training's state is one safetensors file with named tensors and JSON metadata,
 
 import contextlib
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -101,6 +102,30 @@ def _failures_named(path: Path) -> Iterator[None]:
         raise OSError(
             number, f"could not write {path} ({reason}); nothing was changed, {remedy} and run again"
         ) from error
+
+
+@contextlib.contextmanager
+def alone(path: Path, wait: bool = True) -> Iterator[bool]:
+    """While it lasts, no other process of this machine makes `path`; what it made until then may be there now.
+
+    Another waits, or with wait=False goes on at once; it is told whether it is alone. The lock ends with its process,
+    however that ends. Raises OSError where nothing can be written.
+    """
+    name = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        while True:
+            with _failures_named(path):
+                name.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(name.open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if os.fstat(lock.fileno()).st_nlink:  # else who held it has removed it, and the next would make another
+                break
+        stack.callback(name.unlink, missing_ok=True)
+        yield True
 
 
 def largest_leftover(path: Path) -> Path | None:

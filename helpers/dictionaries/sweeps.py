@@ -13,6 +13,7 @@ Two methods are compared at matched L0: each method's NMSE is interpolated along
 NMSEs is averaged (geometrically) over the L0 values that both have reached. One number per seed; seeds give intervals.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from helpers.base import products
 from helpers.base.checks import spread
+from helpers.base.storage import alone
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dictionaries.dead_latents import AuxK, Remedy
@@ -192,7 +194,12 @@ class _Job:
         owner = _owner(self.batches)
         return dataclasses.replace(self, batches=owner.reader().batches) if hasattr(owner, "reader") else self
 
-    def run(self) -> tuple[Cell, Finished]:
+    def run(self, wait: bool = True) -> tuple[Cell, Finished] | None:
+        """Train it, unless another process has by now; None where another is at it and this one is not to `wait`."""
+        with alone(self.stored.path, wait) if self.stored else contextlib.nullcontext(True) as ours:
+            return (self.cell, self.load() or self._trained()) if ours else None
+
+    def _trained(self) -> Finished:
         cell = self.cell
         try:
             sae, config = cell.build(self.heldout.shape[-1]), cell.config(self.tokens)
@@ -203,7 +210,7 @@ class _Job:
         finished = Finished(sae, record, measure(sae, self.heldout))
         if self.stored:
             self.stored.save(finished, self.heldout)
-        return cell, finished
+        return finished
 
 
 def _worth_starting(jobs: list[_Job]) -> int:
@@ -220,9 +227,15 @@ def _worth_starting(jobs: list[_Job]) -> int:
 
 
 def _in_turn(jobs: list[_Job], bar: tqdm) -> Iterator[tuple[Cell, Finished]]:
+    """Those that another process is at come last."""
+    elsewhere = []
     for job in jobs:
         bar.set_description(f"{job.cell.method} n={job.cell.n_latents}")
-        yield job.run()
+        if found := job.run(wait=False):
+            yield found
+        else:
+            elsewhere.append(job)
+    yield from map(_Job.run, elsewhere)
 
 
 def _side_by_side(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finished]]:

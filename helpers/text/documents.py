@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from helpers.base.storage import cache_dir, written_aside
+from helpers.base.storage import alone, cache_dir, written_aside
 
 PACKAGES = ("python", "torch", "transformers", "sympy", "pandas", "numpy", "networkx", "scipy", "sklearn")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the distribution is named otherwise than the package
@@ -149,7 +149,9 @@ def token_stream(
     spelt = _never_spelt(tokenizer)
     parts = (corpus, split, n_tokens, bos, backend.to_str(), spelt)
     path = cache_dir() / "tokens" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}.safetensors"
-    arrays = _load(path) or _tokenise(chosen, backend, bos, spelt, n_tokens, path)
+    if not (arrays := _load(path)):
+        with alone(path):
+            arrays = _load(path) or _tokenise(chosen, backend, bos, spelt, n_tokens, path)
     starts = arrays["starts"]
     return TokenStream(arrays["tokens"], starts, [d.name for d in chosen[: len(starts) - 1]], corpus)
 

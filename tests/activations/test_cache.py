@@ -7,6 +7,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -175,7 +178,7 @@ def test_a_harvest_that_is_interrupted_goes_on_and_one_that_fails_leaves_nothing
     def interrupted(tokens):
         calls.append(tokens)
         if len(calls) == 5:
-            assert files(cache_folder) == [".bin"]  # being written, under another name
+            assert files(cache_folder) == [".bin", ".lock"]  # being written, under another name
             raise interruption
         return harvest(tokens)
 
@@ -218,6 +221,23 @@ def test_a_harvest_that_was_killed_goes_on_until_it_is_whole(cache_folder):
     found = stream()
     assert rows_read(found) == 4 and files(cache_folder) == [".bin", ".json"]
     torch.testing.assert_close(found.take(280), stream(cache=False).take(280), rtol=2**-10, atol=1e-7)
+
+
+def test_of_two_at_once_one_harvests(cache_folder):
+    subjects = [CountingSubject(), CountingSubject()]
+    harvest, begun = subjects[0].residuals, threading.Event()
+
+    def slow(tokens):
+        begun.set()
+        time.sleep(0.01)
+        return harvest(tokens)
+
+    subjects[0].residuals = slow
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(stream(subjects[0]).take, 280)
+        assert begun.wait(30)
+        assert torch.equal(stream(subjects[1]).take(280), first.result())
+    assert [subject.rows_read for subject in subjects] == [40, 0]
 
 
 def test_rows_with_fewer_activations_come_from_the_cache_as_from_the_model():

@@ -6,6 +6,8 @@ import socket
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 
 from helpers.base import storage as files
 from helpers.base.storage import (
+    alone,
     cache_dir,
     load_optimizer,
     load_state,
@@ -298,3 +301,37 @@ def test_a_place_that_cannot_be_written_to_is_one_clear_sentence(tmp_path, below
         OSError, match=f"could not write .*/{below} .*; nothing was changed, choose a folder that can be"
     ):
         write_atomic(tmp_path / below, "x")
+
+
+# ---- one at a time
+
+
+def test_of_many_one_is_alone_and_no_lock_stays(tmp_path):
+    """Each adds one to a number that it has read before; the lock is a file's, so threads are as good as processes."""
+    path = write_atomic(tmp_path / "count", "0")
+
+    def add(_):
+        with alone(path) as ours:
+            count = int(path.read_text())
+            time.sleep(0.001)
+            path.write_text(str(count + 1))
+        return ours
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(add, range(100)))
+    assert everything(tmp_path) == {"count": b"100"}
+
+
+def test_who_does_not_wait_is_told_and_the_lock_of_a_killed_process_is_free(tmp_path):
+    path = tmp_path / "new" / "x"
+    code = "import time; from pathlib import Path; from helpers.base.storage import alone\n"
+    code += f"with alone(Path({str(path)!r})):\n    print(flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with alone(path, wait=False) as ours:
+        assert not ours
+    holder.kill()
+    holder.communicate()
+    with alone(path, wait=False) as ours:
+        assert ours
+    assert everything(path.parent) == {}

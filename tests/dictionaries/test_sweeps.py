@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -136,6 +139,25 @@ def test_finished_cells_are_not_trained_again(tmp_path, trained):
     assert same(in_memory, stored) and same(stored, again) and again.frame.minutes.equals(stored.frame.minutes)
     wider = sweep([Cell("TopK", 32, 2), *CELLS[1:]], batches, HELDOUT, 1024, tmp_path)
     assert trained[6:] == [("TopK", 32)] and wider.frame.n_latents.tolist() == [32, 16, 24]
+
+
+def test_a_cell_that_another_process_trains_comes_last_and_is_not_trained_twice(tmp_path, trained):
+    begun = threading.Event()
+
+    def slow(*amounts):
+        begun.set()
+        while len(trained) < 2:
+            time.sleep(0.01)
+        return batches(*amounts)
+
+    slow.fingerprint, slow.batch_size = batches.fingerprint, batches.batch_size
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(sweep, CELLS[:1], slow, HELDOUT, 1024, tmp_path)
+        assert begun.wait(30)
+        found = sweep(CELLS, batches, HELDOUT, 1024, tmp_path)
+    assert trained == [("ReLU", 16), ("BatchTopK", 24), ("TopK", 16)]
+    assert same(found, sweep(CELLS, batches, HELDOUT, 1024)) and files(tmp_path) == [".safetensors"] * 3
+    assert other.result().frame.minutes[0] == found.frame.minutes[0]
 
 
 def pairs(tokens, batch_size=64):

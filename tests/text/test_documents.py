@@ -4,6 +4,8 @@ import importlib.metadata
 import itertools
 import random
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -292,6 +294,20 @@ def test_a_second_call_reads_the_cache_in_whatever_order_the_documents_come(toke
     assert (second.names, second.corpus) == (first.names, first.corpus)
     assert np.array_equal(second.tokens, first.tokens)
     assert np.array_equal(second.starts, first.starts)
+
+
+def test_of_two_at_once_one_tokenises(tokenizer, monkeypatch):
+    tokenise, calls = text._tokenise, []
+
+    def slow(*arguments):
+        calls.append(arguments)
+        time.sleep(0.2)
+        return tokenise(*arguments)
+
+    monkeypatch.setattr(text, "_tokenise", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: token_stream("train", tokenizer, 100), range(2))
+    assert len(calls) == 1 and np.array_equal(first.tokens, second.tokens)
 
 
 def test_another_text_tokenizer_length_or_split_misses_the_cache(tokenizer, cache):
