@@ -26,27 +26,32 @@ from helpers.dictionaries import kernels
 class ReLU(nn.Module):
     """Keep what is positive. Its price is L1, which also shrinks what it keeps (Gao et al. 2024, section 5.1)."""
 
-    def forward(self, pre_acts: Tensor) -> Tensor:
+    floor = None  # pre-activations up to here neither count nor learn: (n_latents,), None for 0
+
+    def forward(self, pre_acts: Tensor, which: Tensor | None = None) -> Tensor:
+        """Of pre-activations (batch, n_latents), or of some (m,) and the latents `which` (m,) that they belong to."""
         return pre_acts.relu()
 
-    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
-        """What sparsity costs each token: (batch,)."""
+    def price(self, pre_acts: Tensor, latents: Tensor, which: Tensor | None = None) -> Tensor:
+        """What sparsity costs each token, (batch,); or all of some pairs (m,) of token and latent, ()."""
         return latents.sum(-1)
 
 
 class Gated(nn.Module):
     """One reading of the pre-activation decides whether a latent is on, a rescaled one decides how much."""
 
+    floor = None  # as for ReLU
+
     def __init__(self, n_latents: int):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(n_latents))
         self.bias = nn.Parameter(torch.zeros(n_latents))
 
-    def forward(self, pre_acts: Tensor) -> Tensor:
-        magnitude = (pre_acts * self.log_scale.exp().to(pre_acts) + self.bias.to(pre_acts)).relu()
-        return magnitude * (pre_acts > 0)
+    def forward(self, pre_acts: Tensor, which: Tensor | None = None) -> Tensor:
+        scale, bias = (_of(p, which).to(pre_acts) for p in (self.log_scale.exp(), self.bias))
+        return (pre_acts * scale + bias).relu() * (pre_acts > 0)
 
-    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
+    def price(self, pre_acts: Tensor, latents: Tensor, which: Tensor | None = None) -> Tensor:
         """What sparsity costs each token: (batch,). The gate pays, the magnitude does not, so nothing shrinks."""
         return pre_acts.relu().sum(-1)
 
@@ -64,12 +69,17 @@ class JumpReLU(nn.Module):
         self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(threshold)))
         self.bandwidth = bandwidth
 
-    def forward(self, pre_acts: Tensor) -> Tensor:
-        return _Jump.apply(pre_acts, self.log_threshold.exp(), self.bandwidth)
+    @property
+    def floor(self) -> Tensor:
+        """The lower end of each window: (n_latents,)."""
+        return self.log_threshold.detach().exp() - self.bandwidth / 2
 
-    def price(self, pre_acts: Tensor, latents: Tensor) -> Tensor:
+    def forward(self, pre_acts: Tensor, which: Tensor | None = None) -> Tensor:
+        return _Jump.apply(pre_acts, _of(self.log_threshold.exp(), which), self.bandwidth)
+
+    def price(self, pre_acts: Tensor, latents: Tensor, which: Tensor | None = None) -> Tensor:
         """What sparsity costs each token: (batch,), the number of latents that are on."""
-        return _Step.apply(pre_acts, self.log_threshold.exp(), self.bandwidth).sum(-1)
+        return _Step.apply(pre_acts, _of(self.log_threshold.exp(), which), self.bandwidth).sum(-1)
 
 
 class TopK(nn.Module):
@@ -225,6 +235,11 @@ def geometric_median(x: Tensor, n_iterations: int = 100, tolerance: float = 1e-6
     return point
 
 
+def _of(parameter: Tensor, which: Tensor | None) -> Tensor:
+    """A parameter (n_latents,) of the latents `which`: (m,). Of all for None."""
+    return parameter if which is None else parameter.index_select(0, which)
+
+
 def _at_least_one(k: int) -> int:
     if k < 1:
         raise ValueError(f"k = {k} keeps nothing; choose k >= 1")
@@ -245,7 +260,7 @@ class _Jump(torch.autograd.Function):
         pre_acts, threshold = ctx.saved_tensors
         local = threshold.to(pre_acts)
         near = ((pre_acts - local).abs() < ctx.bandwidth / 2) * grad
-        return grad * (pre_acts > local), -threshold / ctx.bandwidth * near.float().sum(0), None
+        return grad * (pre_acts > local), -threshold / ctx.bandwidth * near.float().sum_to_size(threshold.shape), None
 
 
 class _Step(torch.autograd.Function):
@@ -261,4 +276,4 @@ class _Step(torch.autograd.Function):
     def backward(ctx, grad):
         pre_acts, threshold = ctx.saved_tensors
         near = ((pre_acts - threshold.to(pre_acts)).abs() < ctx.bandwidth / 2) * grad
-        return None, -near.float().sum(0) / ctx.bandwidth, None
+        return None, -near.float().sum_to_size(threshold.shape) / ctx.bandwidth, None

@@ -1,6 +1,6 @@
-"""The fast parts of a TopK training step: exact top-k, and gradients that touch only the latents that are on.
+"""The fast parts of a training step: exact top-k, and gradients that touch only the latents that are on.
 
-A TopK code has k of n latents per token, so most of a dense step multiplies by zero, and most of the rest moves large
+A code has few of n latents per token, so most of a dense step multiplies by zero, and most of the rest moves large
 temporaries in and out of memory. Here
 
     pre_acts   one product, a block of tokens at a time, into a buffer that every step uses again: nothing of size
@@ -8,8 +8,9 @@ temporaries in and out of memory. Here
     topk       the k best of n/4 group maxima, found in the same way, then the k best of their 4 k members. Exact:
                whoever is among the k largest sits in a group whose maximum is among the k largest maxima. Floats above
                zero are ordered like the integers of the same bits, and integers compare faster
-    decode     a weighted sum of k decoder rows per token; the gradient of a value is one dot product
-    gradients  sort the batch * k pairs (token, latent) by latent once; the gradient of a latent's encoder or decoder
+    above      what is over a threshold, for ReLU and its kin, found in each block as well
+    decode     a weighted sum of decoder rows per token; the gradient of a value is one dot product
+    gradients  sort the pairs (token, latent) by latent once; the gradient of a latent's encoder or decoder
                row is then a weighted sum of the rows of its own tokens. `adam` asks for it a block of latents at a
                time (`unsummed`), so that no full gradient exists either
 
@@ -23,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +34,7 @@ from helpers.base import products
 GROUP = 4  # members per group in each stage of topk
 BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
 BLOCK = {"cpu": 1024, "gpu": 16384}  # tokens whose pre-activations are worked on at once
+SAMPLE = 256  # tokens that tell whether a batch is sparse
 INTEGER = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
@@ -204,6 +207,40 @@ def _unscaled(values: Tensor, latents: Tensor, sizes: Tensor | None) -> Tensor:
     return values if sizes is None else values / sizes[latents].clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
+def encode_above(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, floor: Tensor | None = None, most: float = 1.0
+) -> Code | None:
+    """The pre-activations of x (batch, d_model) that are above `floor` (n_latents,), 0 by default. None where these are
+    more than the share `most` of the first tokens' pre-activations. Only what is above zero passes a gradient on, and
+    none reaches x and floor."""
+    centred, parts, begin = (x - b_dec).detach(), [], 0
+    with torch.no_grad():
+        for block in _pre_acts(centred, W_enc, b_enc if floor is None else b_enc - floor, first=SAMPLE):
+            places = _above_zero(block)
+            if not parts and len(places) > most * block.numel():
+                return None
+            tokens = places // len(W_enc)
+            latents = (places - tokens * len(W_enc)).int()
+            parts.append((block.view(-1)[places].float(), latents, tokens.int() + begin))
+            begin += len(block)
+        values, latents, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
+        values = values if floor is None else values + floor[latents]
+        starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device, dtype=torch.int32), out_int32=True)
+    code = Code(values, latents, tokens, starts, len(W_enc))
+    code.values = _ValuesGradient.apply(values, code, centred, W_enc, b_enc, b_dec)
+    return code
+
+
+def _above_zero(x: Tensor) -> Tensor:
+    """Where x (batch, n) is above zero, in the order of memory: (m,). NumPy finds the places several times faster."""
+    if x.device.type != "cpu":
+        return (x > 0).view(-1).nonzero().squeeze(1)
+    above = _scratch("above", x.shape, torch.bool, x.device)
+    numbers = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    np.greater(numbers.numpy(), 0, out=above.numpy())
+    return torch.from_numpy(np.flatnonzero(above.numpy()))
+
+
 def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
     """sum_j values_j W_dec[latents_j] for each token: (batch, d_model) in float32."""
     return _Decode.apply(code.values, code, W_dec)
@@ -211,16 +248,25 @@ def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
 
 def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of sizes * relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
-    dtype = products.compute_dtype(centred)
-    blocks = F.pad(centred.to(dtype), (0, BIAS), value=1.0).split(BLOCK["cpu" if W.device.type == "cpu" else "gpu"])
+    parts = [topk(block, k) for block in _pre_acts(centred, W, b, sizes)]
+    values, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values.float(), indices
+
+
+def _pre_acts(
+    centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None = None, first: int | None = None
+) -> Iterator[Tensor]:
+    """sizes * (W x + b) for a block of tokens after another (tokens, n), in the buffer of the block before; the first
+    block may be smaller."""
+    dtype, most = products.compute_dtype(centred), BLOCK["cpu" if W.device.type == "cpu" else "gpu"]
+    padded = F.pad(centred.to(dtype), (0, BIAS), value=1.0)
     weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
     scale = W.new_ones(()) if sizes is None else sizes
     torch.mul(W, scale.unsqueeze(-1), out=weights[:, :-BIAS])
     weights[:, -BIAS:].zero_()[:, 0].copy_(b * scale)
-    pre_acts = _scratch("pre_acts", (len(blocks[0]), len(W)), dtype, W.device)
-    parts = [topk(torch.mm(x, weights.T, out=pre_acts[: len(x)]), k) for x in blocks]
-    values, indices = (torch.cat(part) for part in zip(*parts, strict=True))
-    return values.float(), indices
+    for x in (*padded[:first].split(most), *padded[len(padded) if first is None else first :].split(most)):
+        if len(x):
+            yield torch.mm(x, weights.T, out=_scratch("pre_acts", (len(x), len(W)), dtype, W.device))
 
 
 def _scratch(purpose: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -265,7 +311,7 @@ class _Decode(torch.autograd.Function):
         dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # grad . W_dec[latent], for each pair
             grad, W_dec, code.latents, code.starts, code.tokens, 0
         )
-        return dots, None, _row_gradient(W_dec, code, values, grad)
+        return dots, None, _row_gradient(W_dec, code, values, grad) if ctx.needs_input_grad[2] else None
 
 
 def _row_gradient(weight: Tensor, code: Code, values: Tensor, rows: Tensor) -> Tensor | None:

@@ -280,8 +280,10 @@ def forward(
     sae: SparseAutoencoder, x: Tensor, variance: Tensor, dead: Tensor, config: TrainConfig, sparsity: float
 ) -> Step:
     """Reconstruct x (batch, d_model) and say what it costs. `dead`: (n_latents,) bool; `sparsity`: price now."""
-    reconstruct = _reconstruct_sparsely if isinstance(sae.activation, TopK | BatchTopK) else _reconstruct_densely
-    made = reconstruct(sae, x)
+    if isinstance(sae.activation, TopK | BatchTopK):
+        made = _reconstruct_sparsely(sae, x)
+    else:
+        made = _reconstruct_above(sae, x) or _reconstruct_densely(sae, x)
     nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
     misfit = nmse if sae.squared else sae.misfit(x, made.x_hat) / sae.unit(variance)
     loss = misfit + sparsity * made.price / sae.unit(variance) + made.other_error / variance
@@ -310,6 +312,33 @@ def _reconstruct_twice(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     x_hat, by_wide = (kernels.decode_sparse(each, sae.W_dec) + sae.b_dec for each in (code, wide))
     other_error = sae.activation.weight * (x - by_wide).square().sum(-1).mean()
     return Reconstruction(x_hat, (code.values > 0).sum() / len(x), code.fired(), other_error=other_error)
+
+
+def _reconstruct_above(sae: SparseAutoencoder, x: Tensor) -> Reconstruction | None:
+    """What `_reconstruct_densely` gives, from the pre-activations above the activation's floor: all that count.
+    None where they are too many for this to be faster, and for an activation without a floor."""
+    if not hasattr(sae.activation, "floor"):
+        return None
+    code = kernels.encode_above(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.floor, _sparse_up_to(x))
+    if code is None:
+        return None
+    other_error, sizes = 0.0, sae.sizes()
+    if isinstance(sae.activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
+        by_gate = kernels.decode_sparse(code, sae.W_dec.detach()) + sae.b_dec.detach()
+        other_error = (x - by_gate).square().sum(-1).mean()
+    scale = 1.0 if sizes is None else sizes.index_select(0, code.latents)
+    scores = code.values * scale
+    latents = sae.activation(scores, code.latents)
+    price = sae.activation.price(scores, latents, code.latents) / len(x)
+    code.values = latents if sizes is None else latents / scale.clamp(min=torch.finfo(sizes.dtype).tiny)
+    x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
+    return Reconstruction(x_hat, (latents > 0).sum() / len(x), code.fired(), price, other_error)
+
+
+def _sparse_up_to(x: Tensor) -> float:
+    """The share of latents that count up to which the sparse step is the faster one: measured for n_latents from 512 to
+    8,192 on one core and two. It is stated, and not timed while training, so that the same run takes the same path."""
+    return 1 / 20 if products.has_fast_bf16(x.device.type) else 1 / 8
 
 
 def _reconstruct_densely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:

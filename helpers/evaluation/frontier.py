@@ -38,7 +38,9 @@ DIGITS = 6  # that a line keeps
 class Measured(NamedTuple):
     """What the lines of the file say."""
 
-    frame: pd.DataFrame  # a row for each cell: its fields, `sweep`'s and `downstream`'s columns, commit, hardware
+    frame: (
+        pd.DataFrame
+    )  # a row for each cell: its fields, `sweep`'s and `downstream`'s columns, subject, commit, hardware
     curves: pd.DataFrame  # about 50 rows for each: its fields, `budget` its tokens; `CURVE`
 
 
@@ -59,10 +61,15 @@ def frontier_cells(shelf: TrainedSAEs) -> list[Cell]:
     return found + [dataclasses.replace(cell, tokens=cell.tokens // 2) for cell in middles]
 
 
+def stored(subject: str) -> Measured:
+    """All that the file has; empty frames where there is none, as for a subject that nobody has trained it on."""
+    return _table(list(_read(ledger(subject)).values()))
+
+
 def grow(shelf: TrainedSAEs, cells: Sequence[Cell], path: Path, about: dict) -> Measured:
     """Train and measure the cells that `path` has no line for, add their lines, and give those of all `cells`.
 
-    `about` is filed with each new line: commit and hardware. Lines are added whenever one method is done at one size
+    `about` says commit and hardware, for the new lines. Lines are added whenever one method is done at one size
     and seed. Raises ValueError for a file that cannot be read.
     """
     keys = {cell: stored_cell(cell, shelf.stream.batches, shelf.heldout, 0, shelf.folder).path.stem for cell in cells}
@@ -80,7 +87,8 @@ def _measured(shelf: TrainedSAEs, cells: list[Cell], keys: dict[Cell, str], abou
     costs = downstream(shelf.model, shelf.heldout_rows()[::ROWS], list(saes.values()), shelf.heldout.mean(0))
     rows = _rounded(frame.join(costs)).to_dict("records")
     paths = [_rounded(curve[CURVE]).to_dict("list") for _, curve in curves.groupby(_position(curves))]
-    return {keys[c]: {"row": row | about, "curve": p} for c, row, p in zip(saes, rows, paths, strict=True)}
+    origin = {"subject": shelf.model.name} | {name: about[name] for name in ("commit", "hardware")}
+    return {keys[c]: {"row": row | origin, "curve": p} for c, row, p in zip(saes, rows, paths, strict=True)}
 
 
 def _position(curves: pd.DataFrame) -> pd.Series:
@@ -103,12 +111,9 @@ def _read(path: Path) -> dict[str, dict]:
 
 
 def _table(lines: list[dict]) -> Measured:
-    rows = [line["row"] for line in lines]
-    curves = [
-        pd.DataFrame(line["curve"]).assign(budget=row["tokens"], **{k: v for k, v in row.items() if k in _FIELDS})
-        for line, row in zip(lines, rows, strict=True)
-    ]
-    return Measured(pd.DataFrame(rows), pd.concat(curves, ignore_index=True))
+    curves = [pd.DataFrame(line["curve"]).assign(**_fields(line["row"])) for line in lines]
+    return Measured(pd.DataFrame(line["row"] for line in lines), pd.concat([pd.DataFrame(), *curves]))
 
 
-_FIELDS = {"method", "n_latents", "sparsity", "seed", "lr", "batch_size"}
+def _fields(row: dict) -> dict:
+    return {name: row[name] for name in ("method", "n_latents", "sparsity", "seed")} | {"budget": row["tokens"]}

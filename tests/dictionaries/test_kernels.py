@@ -101,6 +101,68 @@ def test_sparse_step_equals_dense_autograd(of_batch, batch, d, n, k, seed):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 
 
+def test_above_a_floor_by_hand():
+    x, identity, zeros = (
+        torch.tensor([[1.0, -2.0, 0.0], [0.0, 0.0, 0.0], [0.5, 3.0, 2.0]]),
+        torch.eye(3),
+        torch.zeros(3),
+    )
+    code = kernels.encode_above(x, identity, zeros, zeros)
+    assert code.values.tolist() == [1.0, 0.5, 3.0, 2.0] and code.latents.tolist() == [0, 0, 1, 2]
+    assert code.tokens.tolist() == [0, 2, 2, 2] and code.starts.tolist() == [0, 1, 1]
+    code = kernels.encode_above(x, identity, zeros, zeros, torch.tensor([0.5, -2.0, 1.0]))
+    assert code.values.tolist() == [1.0, 0.0, 3.0, 2.0] and code.latents.tolist() == [0, 1, 1, 2]
+
+
+def test_a_batch_that_is_not_sparse_is_left_alone(monkeypatch):
+    monkeypatch.setattr(kernels, "SAMPLE", 2)
+    x = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [1.0, 1.0], [1.0, 1.0]])  # the first two tokens decide: a quarter
+    weights = torch.eye(2), torch.zeros(2), torch.zeros(2)
+    assert kernels.encode_above(x, *weights, most=0.24) is None
+    assert len(kernels.encode_above(x, *weights, most=0.25).values) == 5
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 5, 64, 112]),
+    st.sampled_from(["plain", "ties", "all off", "all on", "empty rows"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_what_is_above_a_floor_equals_dense_autograd(batch, d, n, kind, floored, seed):
+    random = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(*s, generator=random) for s in [(n, d), (n,), (d,), (n, d)]]
+    x, floor = torch.randn(batch, d, generator=random), torch.randn(n, generator=random) * floored
+    if kind == "ties":  # many pre-activations are exactly at the floor
+        x, floor, weights = x.round(), floor.round(), [w.round() for w in weights]
+    weights[1] += {"all off": -100.0, "all on": 100.0}.get(kind, 0.0)
+    if kind == "empty rows":
+        x[::2], weights[1] = weights[2], -weights[1].abs() - floor.abs()
+        floor = floor.abs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "compute_dtype", lambda t: t.dtype)
+        patch.setitem(kernels.BLOCK, "cpu", 4)  # several blocks of tokens
+        patch.setattr(kernels, "SAMPLE", 2)
+        ours, twin = ([w.clone().requires_grad_() for w in weights] for _ in range(2))
+        code = kernels.encode_above(x, *ours[:3], floor if floored else None)
+        code.values = code.values.relu()
+        x_hat = kernels.decode_sparse(code, ours[3])
+        pre_acts = F.linear(x - twin[2], *twin[:2])
+        expected = (pre_acts.relu() * (pre_acts > floor)) @ twin[3]
+        assert len(code.values) == (pre_acts > floor).sum()
+        assert_close(x_hat, expected)
+        x_hat.square().sum().backward()
+        expected.square().sum().backward()
+    for a, b in zip(ours, twin, strict=True):
+        assert_close(a.grad, b.grad)
+
+
+def assert_close(a, b):
+    """Within 1e-5 of the largest entry: of what is summed, that is, since sums may cancel."""
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * b.abs().max().item())
+
+
 @given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 40))
 def test_a_code_among_some_latents_is_that_of_a_smaller_autoencoder(seed, k, m):
     random = torch.Generator().manual_seed(seed)

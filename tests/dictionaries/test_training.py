@@ -10,11 +10,14 @@ import time
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.base import products
 from helpers.base.storage import load_state
 from helpers.dictionaries import training
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
+from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.dead_latents import AuxK, GhostGrads, Remedy, Resample
 from helpers.dictionaries.quality import evaluate
 from helpers.dictionaries.training import TrainConfig, train
@@ -126,15 +129,115 @@ def test_ema_is_the_bias_corrected_mean_of_the_weights(monkeypatch):
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N), atol=1e-5, rtol=0)
 
 
-def test_gate_must_reconstruct_through_a_decoder_it_cannot_change():
-    torch.manual_seed(0)
-    sae = SparseAutoencoder(D, N, Gated(N))
-    x = sparse_data(64)
-    training._reconstruct_densely(sae, x).other_error.backward()
+@pytest.mark.parametrize("reconstruct", [training._reconstruct_densely, training._reconstruct_above])
+def test_gate_must_reconstruct_through_a_decoder_it_cannot_change(reconstruct, monkeypatch):
+    monkeypatch.setattr(training, "_sparse_up_to", lambda x: 1.0)
+    sae, x = SparseAutoencoder(D, N, Gated(N)), sparse_data(64)
+    other_error = reconstruct(sae, x).other_error
+    other_error.backward()
     assert sae.W_dec.grad is None and sae.W_enc.grad.abs().sum() > 0
     with torch.no_grad():
         expected = (x - sae.pre_acts(x).relu() @ sae.W_dec - sae.b_dec).square().sum(1).mean()
-    assert training._reconstruct_densely(sae, x).other_error.item() == pytest.approx(expected.item(), rel=0.02)
+    assert other_error.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def of_threshold(slope, threshold):
+    """Zero, with `slope` as its gradient for a threshold."""
+    return slope.detach() * (threshold - threshold.detach())
+
+
+def loss_by_formula(sae, x, variance, sparsity):
+    """What `training.forward` must give with no latent dead: dense, by autograd alone, from the papers' formulas."""
+    a, activation, other_error = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc, sae.activation, 0.0
+    if isinstance(activation, Gated):
+        latents = (a > 0) * (activation.log_scale.exp() * a + activation.bias).relu()
+        other_error = (x - a.relu() @ sae.W_dec.detach() - sae.b_dec.detach()).square().sum(1).mean()
+        price = a.relu()
+    elif isinstance(activation, JumpReLU):
+        threshold, width = activation.log_threshold.exp(), activation.bandwidth
+        near, on = (a - threshold).abs() < width / 2, a > threshold
+        latents = a * on + of_threshold(-threshold / width * near, threshold)
+        price = on + of_threshold(-1 / width * near, threshold)
+    else:
+        latents = a.relu()
+        price = latents if sae.sizes() is None else latents * sae.sizes()
+    x_hat = latents @ sae.W_dec + sae.b_dec
+    if sae.squared:
+        misfit = (x - x_hat).square().sum(1).mean() / variance
+    else:
+        misfit = sae.misfit(x, x_hat) / sae.unit(variance)
+    return misfit + sparsity * price.sum(1).mean() / sae.unit(variance) + other_error / variance
+
+
+PRICED = {
+    "ReLU": lambda d, n: SparseAutoencoder(d, n, ReLU()),
+    "Gated": lambda d, n: SparseAutoencoder(d, n, Gated(n)),
+    "JumpReLU": lambda d, n: SparseAutoencoder(d, n, JumpReLU(n, 0.3, 0.4)),
+    "crosscoder": lambda d, n: Crosscoder(d // 2, n, ReLU()),
+    "joint, squared": lambda d, n: Crosscoder(d // 2, n, ReLU(), size="joint", squared=True),
+    "bridge": lambda d, n: Crosscoder(d // 2, n, ReLU(), squared=True, bridge=-0.7),
+}
+
+
+@pytest.mark.parametrize("up_to", [0.0, 1.0], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", PRICED)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from([1, 5, 64, 112]),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from(["plain", "ties", "all off", "all on", "empty rows"]),
+    st.integers(0, 99),
+)
+def test_gradients_are_those_of_the_formula(name, up_to, batch, half, n, sparsity, kind, seed):
+    random = torch.Generator().manual_seed(seed)
+    ours, twin = (PRICED[name](2 * half, n) for _ in range(2))
+    x, variance = torch.randn(batch, 2 * half, generator=random), torch.tensor(0.7)
+    for p in ours.parameters():
+        p.data += 0.5 * torch.randn(p.shape, generator=random)
+    if kind == "ties" and not isinstance(ours.activation, JumpReLU):  # many pre-activations are zero
+        x, rounded = x.round(), (ours.W_enc, ours.b_enc, ours.b_dec)
+        for p in rounded:
+            p.data.round_()
+    if kind == "empty rows":
+        ours.b_enc.data, x[::2] = -ours.b_enc.data.abs() - 0.1, ours.b_dec.data
+    ours.b_enc.data += {"all off": -100.0, "all on": 100.0}.get(kind, 0.0)
+    twin.load_state_dict(ours.state_dict())
+    dead = torch.zeros(n, dtype=torch.bool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "has_fast_bf16", lambda device: False)
+        patch.setattr(training, "_sparse_up_to", lambda x: up_to)
+        made = training.forward(ours, x, variance, dead, CONFIG, sparsity)
+        made.loss.backward()
+    expected = loss_by_formula(twin, x, variance, sparsity)
+    expected.backward()
+    torch.testing.assert_close(made.loss, expected, rtol=1e-5, atol=1e-5)
+    for (which, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
+        scale = 1e-5 * max(1.0, b.grad.abs().max().item())
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=scale, msg=lambda m, which=which: f"{which}: {m}")
+
+
+def paths_taken(monkeypatch):
+    """Whether each step of a training was sparse."""
+    taken, plain = [], training._reconstruct_above
+    monkeypatch.setattr(
+        training, "_reconstruct_above", lambda *a: (made := plain(*a), taken.append(made is not None))[0]
+    )
+    return taken
+
+
+@pytest.mark.parametrize(("name", "switch"), [("ReLU", 0.4), ("Gated", 0.4), ("JumpReLU", 0.2)])
+def test_training_through_the_switch_is_dense_training_within_rounding(name, switch, monkeypatch):
+    activation, sparsity = ACTIVATIONS[name]
+    config = dataclasses.replace(CONFIG, tokens=4096 * 2, sparsity=3 * sparsity, lr=2e-3)
+    monkeypatch.setattr(products, "has_fast_bf16", lambda device: False)
+    taken, trained = paths_taken(monkeypatch), []
+    for up_to in (switch, 0.0):
+        monkeypatch.setattr(training, "_sparse_up_to", lambda x, up_to=up_to: up_to)
+        trained.append(train(SparseAutoencoder(D, N, activation()), batches(config), config).sae)
+    assert not taken[0] and taken[31] and not any(taken[32:])
+    for a, b in zip(*(sae.parameters() for sae in trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("k", "wider"), [(3, 12), (20, N)])
@@ -180,6 +283,7 @@ def test_remedy_is_paid_while_latents_are_dead():
 
 
 RESUMABLE = {
+    "ReLU, through the switch": (lambda: ReLU(), dataclasses.replace(CONFIG, sparsity=0.15)),
     "TopK, EMA": (lambda: TopK(3), dataclasses.replace(CONFIG, ema=0.9, dead_after=0.02)),
     "BatchTopK": (lambda: BatchTopK(3), dataclasses.replace(CONFIG, remedy=Resample())),
     "JumpReLU": (lambda: JumpReLU(N, 0.2, 0.2), dataclasses.replace(CONFIG, sparsity=0.03)),
@@ -187,9 +291,12 @@ RESUMABLE = {
 
 
 @pytest.mark.parametrize("name", RESUMABLE)
-def test_a_training_that_was_interrupted_ends_with_the_same_weights(name, tmp_path):
+def test_a_training_that_was_interrupted_ends_with_the_same_weights(name, tmp_path, monkeypatch):
     activation, config = RESUMABLE[name]
+    monkeypatch.setattr(training, "_sparse_up_to", lambda x: 0.2)
+    taken = paths_taken(monkeypatch)
     whole = train(SparseAutoencoder(D, N, activation()), batches(config), config)
+    assert "switch" not in name or set(taken) == {False, True}
 
     def power_cut():
         for i, x in enumerate(batches(config)):

@@ -80,6 +80,15 @@ def test_stopped_between_two_parts_it_keeps_the_first(shelf, tmp_path, monkeypat
     assert [json.loads(line)["row"]["seed"] for line in path.read_text().splitlines()] == [3]
 
 
+def test_what_is_stored_is_read_without_a_subject(shelf, tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier, "RESULTS", tmp_path)
+    assert frontier.stored("hub").frame.empty and frontier.stored("hub").curves.empty
+    found = grow(shelf, [shelf.cell("TopK", 16, k, 3) for k in (4, 2)], frontier.ledger("hub"), ABOUT)
+    again = frontier.stored("hub")
+    assert again.frame.sort_values("sparsity").reset_index(drop=True).equals(found.frame[::-1].reset_index(drop=True))
+    assert len(again.curves) == len(found.curves)
+
+
 def test_a_broken_file_is_named(shelf, tmp_path):
     path = tmp_path / "lines"
     path.write_text('{"key": "half')
