@@ -50,7 +50,8 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_leaves_what_was_finished(write_notebook, suite, ctrl_c, capsys):
+def test_an_interruption_leaves_what_was_finished(write_notebook, suite, ctrl_c, monkeypatch, capsys):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # in turn
     interrupt = "os.kill(pid, signal.SIGINT)\ntime.sleep(60)"
     write_notebook("03_interrupted", "x = 1", f"import os, signal, time\npid = {os.getpid()}", interrupt)
     assert cli.main(["run", "--scale", "smoke", "--only", "02 03 90"]) == 130

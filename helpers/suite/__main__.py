@@ -7,6 +7,7 @@ ran, 1 some failed, 2 nothing was started because of a wrong argument, 130 inter
 import argparse
 import ast
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -38,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     parameters = {"scale": options.scale, "subject": options.subject, "seed": options.seed, **dict(options.set)}
     paths = find(options.only, options.solutions)
+    begun = time.monotonic()
     outcomes = run(paths, parameters, OUT, options.limit)
-    print(f"\n{summary(outcomes, paths)}\nExecuted copies in {_shown(OUT)}, results in {_shown(results_dir())}.\n")
+    print("", summary(outcomes, paths, (time.monotonic() - begun) / 60), sep="\n")
+    print(f"Executed copies in {_shown(OUT)}, results in {_shown(results_dir())}.\n")
     print(claims.to_text(claims.table(results_dir(), parameters["subject"], parameters["scale"])))
     errors = [outcome.error for outcome in outcomes if outcome.error]
     return 130 if INTERRUPTED in errors else int(bool(errors))

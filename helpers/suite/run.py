@@ -1,5 +1,9 @@
 """Run the suite's notebooks top to bottom, each in a fresh process, with a limit on its time.
 
+They run side by side, in reading order, as many as there are cores and memory; each has its share of the cores, one on
+most machines. A second thread takes little off a notebook's time, a second notebook half. What two of them need, a
+harvest or an autoencoder, one makes (`storage.alone`), so the numbers are those of a run in turn with as many threads.
+
 papermill sets the parameters and runs the cells, in a kernel of this very interpreter whatever else Jupyter would find
 by name. Around it: parameters that a notebook does not know, or of another type, are refused before anything starts;
 a notebook that outlives its time, or is interrupted, ends with all that it started; and the executed copy is written
@@ -15,13 +19,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import nbformat
 import psutil
+import torch
 from nbformat import NotebookNode
 from tqdm import tqdm
 
@@ -34,6 +42,8 @@ LIMIT_MINUTES = {"smoke": 30, "laptop": 120, "paper": 72 * 60}  # for one notebo
 PARAMETERS = {"scale": "laptop", "subject": "embedded", "seed": 0}  # in every notebook, with these defaults
 CHOICES = {"scale": SCALES, "subject": SUBJECTS, "seed": SEEDS}
 INTERRUPTED = "KeyboardInterrupt: interrupted"
+MEMORY_GB = {"smoke": 2, "laptop": 4}  # that the largest notebook needs
+THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 
 
 @dataclass(frozen=True)
@@ -87,31 +97,63 @@ def executed_copy(path: Path, parameters: dict, out: Path) -> Path:
 
 
 def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | None = None) -> list[Outcome]:
-    """Run notebooks one after another; executed copies go to out/<subject>-<scale>/.
+    """Run notebooks side by side; executed copies go to out/<subject>-<scale>/, outcomes come in the order of `paths`.
 
     Raises ValueError, before anything is run, for a parameter that is unknown or has a wrong value. An interruption
-    (Ctrl-C, SIGTERM or SIGHUP) leaves what was finished, and a copy of what was under way, and ends the list early.
+    (Ctrl-C, SIGTERM or SIGHUP) leaves what was finished, and copies of what was under way, and ends the list early.
     """
     for path in paths:
         refuse_wrong_parameters(path, parameters)
     limit_minutes = LIMIT_MINUTES[parameters["scale"]] if limit_minutes is None else limit_minutes
     if not 0 < limit_minutes < math.inf:
         raise ValueError(f"the limit of a notebook is {limit_minutes} minutes; give a positive number of them.")
-    limit_s, outcomes = 60 * limit_minutes, []
-    with _signals_interrupt(), tqdm(paths, unit="notebook", ncols=80) as bar:
-        for path in bar:
-            bar.set_description(name_of(path))
-            outcomes.append(execute(path, parameters, executed_copy(path, parameters, out), limit_s))
-            bar.write(f"{outcomes[-1]} · {outcomes[-1].minutes:.1f} min")
-            if outcomes[-1].error == INTERRUPTED:
-                break
-    return outcomes
+    n_lanes, stop = max(1, min(lanes(parameters["scale"]), len(paths))), threading.Event()
+    environment = share_of_cores(n_lanes)
+    with _signals_interrupt(), tqdm(total=len(paths), unit="notebook", ncols=80) as bar:
+
+        def in_lane(path: Path) -> Outcome | None:
+            if stop.is_set():
+                return None
+            bar.write(f"▶ {name_of(path)}")
+            target = executed_copy(path, parameters, out)
+            return execute(path, parameters, target, 60 * limit_minutes, environment, stop)
+
+        with ThreadPoolExecutor(n_lanes) as pool:
+            futures = [pool.submit(in_lane, path) for path in paths]
+            try:
+                for future in as_completed(futures):
+                    bar.write(f"{future.result()} · {future.result().minutes:.1f} min")
+                    bar.update()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                stop.set()
+    return [outcome for future in futures if (outcome := future.result())]
 
 
-def summary(outcomes: list[Outcome], paths: list[Path]) -> str:
-    """How many ran, and a line for each that did not: notebook, cell, error."""
+def lanes(scale: str) -> int:
+    """How many notebooks to run at a time: one for each core, or for as many threads as the user has set, and as many
+    as memory holds; one where there is an accelerator, and at paper scale, which fills a machine."""
+    if scale not in MEMORY_GB or torch.cuda.is_available():
+        return 1
+    threads = torch.get_num_threads() if THREADS & os.environ.keys() else 1
+    fitting = int(psutil.virtual_memory().available / 2**30 / MEMORY_GB[scale])
+    return max(1, min(joblib.cpu_count() // threads, fitting))
+
+
+def share_of_cores(n_lanes: int) -> dict[str, str]:
+    """The environment of a notebook beside others, as many threads and processes as are its own; alone it has all."""
+    share = str(max(1, joblib.cpu_count() // n_lanes))
+    return (
+        {}
+        if n_lanes == 1
+        else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share), "LOKY_MAX_CPU_COUNT": share}
+    )
+
+
+def summary(outcomes: list[Outcome], paths: list[Path], minutes: float) -> str:
+    """How many ran in how many minutes, and a line for each that did not: notebook, cell, error."""
     failures = [outcome for outcome in outcomes if outcome.error]
-    minutes = sum(outcome.minutes for outcome in outcomes)
     lines = [f"{len(outcomes) - len(failures)} of {len(paths)} notebooks ran to the end, in {minutes:.1f} minutes."]
     lines += map(str, failures)
     if failures:
@@ -160,24 +202,34 @@ def parameter_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
 
 
-def execute(path: Path, parameters: dict, target: Path, limit_s: float) -> Outcome:
+def execute(
+    path: Path,
+    parameters: dict,
+    target: Path,
+    limit_s: float,
+    environment: dict[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> Outcome:
     """Run the notebook `path` with `parameters` and write the executed copy to `target`, also if a cell fails.
 
-    limit_s: seconds after which it is ended. Raises ValueError for parameters that the notebook does not have.
+    limit_s: seconds after which it is ended; stop: ends it when set. environment: variables beside this process's own.
+    Raises ValueError for parameters that the notebook does not have.
     """
     refuse_wrong_parameters(path, parameters)
     begun = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             copy = Path(folder, "copy.ipynb")
-            error = _papermill(path, parameters, copy, limit_s)
+            error = _papermill(path, parameters, copy, limit_s, environment or {}, stop or threading.Event())
             minutes = (time.monotonic() - begun) / 60
             return _read_outcome(path, parameters, copy, target, minutes, error)
     except OSError as error:  # a full disk, a folder that cannot be written to
         return Outcome(path, (time.monotonic() - begun) / 60, f"OSError: {error.strerror}")
 
 
-def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
+def _papermill(
+    path: Path, parameters: dict, copy: Path, limit_s: float, environment: dict[str, str], stop: threading.Event
+) -> str:
     """Run it in a process of its own; what went wrong around the cells, or ""."""
     kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], **KERNEL["kernelspec"]}
     write_atomic(copy.parent / "kernels" / "suite" / "kernel.json", json.dumps(kernel))
@@ -189,10 +241,16 @@ def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
     own |= {"IPYTHONDIR": str(copy.parent), "TQDM_DISABLE": "1"}  # bars say nothing afterwards
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | own, **pipes, encoding="utf-8", errors="replace", start_new_session=True
+        command,
+        cwd=ROOT,
+        env=os.environ | environment | own,
+        **pipes,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
     try:
-        said = process.communicate(timeout=limit_s)[1].strip()
+        said = _errors_of(process, limit_s, stop).strip()
         return said.splitlines()[-1] if process.returncode and said else ""
     except subprocess.TimeoutExpired:
         return f"TimeoutError: stopped after {limit_s / 60:.3g} minutes, its limit; raise it with --limit"
@@ -200,6 +258,20 @@ def _papermill(path: Path, parameters: dict, copy: Path, limit_s: float) -> str:
         return INTERRUPTED
     finally:
         _end(process)
+
+
+def _errors_of(process: subprocess.Popen, limit_s: float, stop: threading.Event) -> str:
+    """What it wrote to stderr until its end. Raises TimeoutExpired after `limit_s`, KeyboardInterrupt once `stop` is
+    set: a signal reaches the main thread alone."""
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            return process.communicate(timeout=min(0.2, max(0, end - time.monotonic())))[1]
+        except subprocess.TimeoutExpired:
+            if stop.is_set():
+                raise KeyboardInterrupt from None
+            if time.monotonic() >= end:
+                raise
 
 
 def _end(process: subprocess.Popen) -> None:
