@@ -18,8 +18,13 @@ import dataclasses
 import functools
 import itertools
 import math
+import multiprocessing
+import os
+import threading
+import time
 import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +53,7 @@ ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents an
     "BatchTopK": lambda n, k: BatchTopK(int(k)),
 }
 START_SECONDS = 4  # that new processes need to import torch
+Count = Callable[[int], object]  # is told how many tokens were read since the last time
 Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens, batch_size): the same each time
 
 
@@ -153,10 +159,13 @@ def sweep(
     done = {job.cell: found for job in todo if (found := job.load())}
     left = [job for job in todo if job.cell not in done]
     at_once = _worth_starting(left) if n_jobs is None else joblib.effective_n_jobs(n_jobs)
-    with tqdm(total=len(todo), initial=len(done), unit="autoencoder") as bar:
+    with tqdm(total=sum(job.n_tokens for job in todo), unit=" tokens", unit_scale=True) as bar:
+        bar.initial = bar.n = bar.total - sum(job.n_tokens for job in left)  # which is no speed of this run
+        bar.set_description(f"{len(done)} of {len(todo)} cells")
         for cell, finished in _side_by_side(left, at_once) if min(at_once, len(left)) > 1 else _in_turn(left, bar):
             done[cell] = finished
-            bar.update()
+            bar.update(sum(job.n_tokens for job in todo if job.cell in done) - bar.n)
+            bar.set_description(f"{len(done)} of {len(todo)} cells")
     return _collected({job.cell: done[job.cell] for job in todo}, batches, tokens)
 
 
@@ -174,13 +183,17 @@ class _Job:
         sae = self.cell.build(self.heldout.shape[-1]).to(self.heldout.device)
         return self.stored and self.stored.load(sae, self.heldout)
 
+    @property
+    def n_tokens(self) -> int:
+        return self.cell.tokens or self.tokens
+
     def size(self) -> int:
         """What its time grows with."""
-        return self.cell.n_latents * (self.cell.tokens or self.tokens)
+        return self.cell.n_latents * self.n_tokens
 
-    def read(self) -> Iterable[Tensor]:
+    def read(self, count: Count = lambda n: None) -> Iterator[Tensor]:
         size = [] if self.cell.batch_size is None else [self.cell.batch_size]
-        return self.batches(self.cell.tokens or self.tokens, *size)
+        return _counted(self.batches(self.n_tokens, *size), count)
 
     def seconds(self) -> float:
         """About how long its training takes here, by the fastest of its first steps."""
@@ -194,16 +207,16 @@ class _Job:
         owner = _owner(self.batches)
         return dataclasses.replace(self, batches=owner.reader().batches) if hasattr(owner, "reader") else self
 
-    def run(self, wait: bool = True) -> tuple[Cell, Finished] | None:
+    def run(self, count: Count = lambda n: None, wait: bool = True) -> tuple[Cell, Finished] | None:
         """Train it, unless another process has by now; None where another is at it and this one is not to `wait`."""
         with alone(self.stored.path, wait) if self.stored else contextlib.nullcontext(True) as ours:
-            return (self.cell, self.load() or self._trained()) if ours else None
+            return (self.cell, self.load() or self._trained(count)) if ours else None
 
-    def _trained(self) -> Finished:
+    def _trained(self, count: Count) -> Finished:
         cell = self.cell
         try:
             sae, config = cell.build(self.heldout.shape[-1]), cell.config(self.tokens)
-            sae, record = train(sae, self.read(), config, checkpoint=self.stored and self.stored.checkpoint)
+            sae, record = train(sae, self.read(count), config, checkpoint=self.stored and self.stored.checkpoint)
         except Exception as error:
             error.add_note(f"This was in {cell}.")
             raise
@@ -211,6 +224,12 @@ class _Job:
         if self.stored:
             self.stored.save(finished, self.heldout)
         return finished
+
+
+def _counted(batches: Iterable[Tensor], count: Count) -> Iterator[Tensor]:
+    for x in batches:
+        count(len(x))
+        yield x
 
 
 def _worth_starting(jobs: list[_Job]) -> int:
@@ -230,8 +249,7 @@ def _in_turn(jobs: list[_Job], bar: tqdm) -> Iterator[tuple[Cell, Finished]]:
     """Those that another process is at come last."""
     elsewhere = []
     for job in jobs:
-        bar.set_description(f"{job.cell.method} n={job.cell.n_latents}")
-        if found := job.run(wait=False):
+        if found := job.run(bar.update, wait=False):
             yield found
         else:
             elsewhere.append(job)
@@ -239,16 +257,51 @@ def _in_turn(jobs: list[_Job], bar: tqdm) -> Iterator[tuple[Cell, Finished]]:
 
 
 def _side_by_side(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finished]]:
-    """As they are finished, the longest first. Each process gets its share of this one's threads."""
-    parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch=n_jobs, return_as="generator_unordered")
+    """As they are finished, the longest first. Each process gets its share of this one's threads.
+
+    When a process is killed, joblib ends all of them and does not say whose it was. So each cell that was under way is
+    tried again by itself; raises RuntimeError for one whose process is killed again.
+    """
     threads = max(1, torch.get_num_threads() // min(n_jobs, len(jobs)))
-    jobs = [job.elsewhere() for job in sorted(jobs, key=_Job.size, reverse=True)]
-    yield from parallel(joblib.delayed(_work)(job, threads) for job in jobs)
+    waiting = {job.cell: job.elsewhere() for job in sorted(jobs, key=_Job.size, reverse=True)}
+    suspects = []
+    while waiting:
+        begun = []  # joblib takes a cell only when a process is free
+        tasks = (
+            begun.append(cell) or joblib.delayed(_work)(waiting[cell], threads) for cell in suspects[:1] or [*waiting]
+        )
+        parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch=n_jobs, return_as="generator_unordered")
+        try:
+            for cell, finished in parallel(tasks):
+                del waiting[cell]
+                yield cell, finished
+            suspects = suspects[1:]
+        except BrokenProcessPool as error:
+            if suspects:
+                raise RuntimeError(
+                    f"the process that trained {suspects[0]} was killed twice, usually for want of memory: train fewer "
+                    "cells at a time (n_jobs), or a smaller one; what a sweep with a directory has finished is kept"
+                ) from error
+            suspects = [cell for cell in begun if cell in waiting]
 
 
 def _work(job: _Job, threads: int) -> tuple[Cell, Finished]:
+    _end_with_parent()
     torch.set_num_threads(threads)
     return job.run()
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """A process that was started to train cells does not go on when the one that started it is killed."""
+    if multiprocessing.parent_process():  # None where backends use threads
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _owner(batches: Batches) -> object:

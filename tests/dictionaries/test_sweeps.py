@@ -3,22 +3,30 @@
 import dataclasses
 import functools
 import math
+import resource
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import joblib
+import killed
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
-from tqdm import tqdm
+from killed import STEPS, Killing, noted
 from twins import CountingSubject
 
 from helpers.activations.injected import InjectedPair
 from helpers.activations.stream import ActivationStream, Harvest
 from helpers.activations.views import ViewedStream
 from helpers.base import products
+from helpers.base.storage import ROOT
 from helpers.dictionaries import sweeps
 from helpers.dictionaries.dead_latents import AuxK, Remedy, Resample
 from helpers.dictionaries.quality import evaluate
@@ -311,9 +319,7 @@ def spread_out(monkeypatch):
     """How many cells were trained at a time, in threads; a second is enough to start them."""
     seen = []
     monkeypatch.setattr(sweeps, "START_SECONDS", 1)
-    monkeypatch.setattr(
-        sweeps, "_side_by_side", lambda jobs, n: (seen.append(n), sweeps._in_turn(jobs, tqdm(disable=True)))[1]
-    )
+    monkeypatch.setattr(sweeps, "_side_by_side", lambda jobs, n: (seen.append(n), map(sweeps._Job.run, jobs))[1])
     with joblib.parallel_config(backend="threading"):
         yield seen
 
@@ -387,7 +393,88 @@ def test_one_job_stays_in_this_process_and_shows_the_bar(monkeypatch, capsys):
     sweep(CELLS, batches, HELDOUT, 128)  # much too short for others
     sweep(CELLS[:1], batches, HELDOUT, 128, n_jobs=2)
     sweep(CELLS, batches, HELDOUT, 128, n_jobs=1)
-    assert "BatchTopK n=24: 100%" in capsys.readouterr().err
+    assert "3 of 3 cells: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_the_bar_counts_cells_and_tokens_without_those_of_earlier_runs_in_its_speed(
+    tmp_path, monkeypatch, capsys, n_jobs
+):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    bars, close = [], sweeps.tqdm.close
+    monkeypatch.setattr(
+        sweeps.tqdm,
+        "close",
+        lambda bar: (bars.append((bar.initial, bar.n, bar.desc) if not bar.disable else None), close(bar)),
+    )
+    with joblib.parallel_config(backend="threading"):
+        for cells in (CELLS[:1], [*CELLS, dataclasses.replace(FIRST, tokens=640)]):
+            sweep(cells, batches, HELDOUT, 1024, tmp_path, n_jobs=n_jobs)
+    assert (0, 1024, "1 of 1 cells: ") in bars and (1024, 3 * 1024 + 640, "4 of 4 cells: ") in bars
+
+
+# --- processes that are killed, disks that are full: they cost at most the cells under way
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """In this process, with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Killing(tmp_path_factory.mktemp("undisturbed")).sweep(n_jobs=1)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_process_that_is_killed_is_replaced_and_its_cell_goes_on(tmp_path, undisturbed):
+    found = Killing(tmp_path, victim=1024, times=1).sweep()
+    assert same(found, undisturbed) and len(noted(tmp_path, "killed")) == 1
+    assert STEPS - 1 <= len(noted(tmp_path, "step")) <= STEPS  # all but one of the other process, killed unnoted
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_cell_whose_process_is_killed_again_is_named_and_the_finished_ones_are_kept(tmp_path, undisturbed):
+    with pytest.raises(
+        RuntimeError, match=r"the process that trained Cell\(.*tokens=1024.* was killed twice, .*n_jobs"
+    ):
+        Killing(tmp_path, victim=1024, times=2).sweep()
+    assert len(noted(tmp_path, "killed")) == 2 and ".safetensors" in files(tmp_path / "cells")
+    assert len(noted(tmp_path, "step")) <= STEPS - 1024 // 64 + 5  # the second time it went on where it was killed
+    assert same(Killing(tmp_path).sweep(), undisturbed)
+
+
+def test_what_trained_for_a_sweep_that_was_killed_ends_too_and_the_next_one_goes_on(tmp_path, undisturbed):
+    path = f"{ROOT}:{Path(killed.__file__).parent}"
+    environment = {"PATH": "", "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    parent = subprocess.Popen([sys.executable, "-m", "killed", str(tmp_path)], env=environment, cwd=ROOT)
+    while len(noted(tmp_path, "step")) < 6 or len(set(noted(tmp_path, "step"))) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    trainers = [psutil.Process(pid) for pid in set(noted(tmp_path, "step")) if psutil.pid_exists(pid)]
+    gone, alive = psutil.wait_procs(trainers, timeout=3)
+    assert not alive
+    assert ".checkpoint" in files(tmp_path / "cells")
+    with joblib.parallel_config(backend="threading"):
+        assert same(Killing(tmp_path).sweep(n_jobs=1), undisturbed)
+
+
+@pytest.fixture
+def small_disk():
+    """No file of more than 4 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN  # as Python does: an error instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_finished(tmp_path, undisturbed, small_disk):
+    small, large = Cell("TopK", 8, 2), Cell("TopK", 512, 2)
+    with pytest.raises(OSError, match=r"could not write .*TopK-512-.*; nothing was changed"):
+        sweep([small, large], batches, HELDOUT, 256, tmp_path, n_jobs=1)
+    assert [path.name[:6] for path in tmp_path.iterdir()] == ["TopK-8"]
 
 
 # --- comparing
