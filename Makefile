@@ -55,13 +55,12 @@ pages: $(READY) ## make CLAIMS.md and the README's tables anew from the stored n
 	@$(VENV) -m helpers.suite pages
 
 clean: ## delete what runs left behind: out/, the environments and the caches of the tools (not the cache of activations)
-	@rm -rf out .venv $(LOCK) $(PEERS) .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	@rm -rf out .venv $(LOCK) $(PEERS) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bench: $(READY) $(PEERS)/.ready ## memory, quality and speed; a training step beside other libraries (PEERS_IN=bf16)
-	@$(VENV) -m pytest tests/benchmarks --ignore tests/benchmarks/test_training_step.py -q
-	@PEERS=$(PEERS_IN) $(PEERS)/bin/python -m pytest tests/benchmarks/test_training_step.py --confcutdir tests/benchmarks -q \
-		--benchmark-columns=min --benchmark-json=out/benchmark.json
+	@$(VENV) -m pytest tests/benchmarks -q
+	@PEERS=$(PEERS_IN) $(PEERS)/bin/python tests/benchmarks/side_by_side.py
 
 interop: $(READY) $(PEERS)/.ready ## dictionaries there and back between the suite and other libraries, to 1e-5
 	@PEERS=$(PEERS)/bin/python $(VENV) -m pytest tests/interop -q

@@ -1,7 +1,8 @@
-"""One training step of each library, as a function of a batch (batch, d_model) in float32.
+"""One training step of each method in each library, as a function of a batch (batch, d_model) in float32.
 
 A step is forward, the books of dead latents (none is dead), backward, the projected gradient, Adam and decoder rows
-back to unit norm, as far as a library does these by itself.
+back to unit norm, as far as a library does these by itself. The suite's biases or thresholds are set so that l0 latents
+are on per token; the time of the others' dense steps does not depend on how many are.
 """
 
 import os
@@ -12,17 +13,41 @@ from torch import Tensor
 
 os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its eager path; the other needs a GPU
 
-Step = Callable[[Tensor], None]
+Step = Callable[[Tensor], object]
+PRICE = 1e-3
 
 
-def suite(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
-    from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
+def suite(method: str, d_model: int, n_latents: int, l0: int, x: Tensor) -> Step:
+    from helpers.dictionaries.autoencoders import SparseAutoencoder
+    from helpers.dictionaries.crosscoders import Crosscoder
+    from helpers.dictionaries.dead_latents import Remedy
+    from helpers.dictionaries.sweeps import ACTIVATIONS
     from helpers.dictionaries.training import TrainConfig, Training
 
-    return Training(SparseAutoencoder(d_model, n_latents, TopK(k)), TrainConfig(10**9), x).step
+    crosscoder = method == "L1 crosscoder"
+    activation = ACTIVATIONS["ReLU" if crosscoder else method](n_latents, l0)
+    sae = (Crosscoder if crosscoder else SparseAutoencoder)(d_model, n_latents, activation)
+    config = TrainConfig(10**9, lr=1e-9, sparsity=PRICE, remedy=Remedy())  # slow, so that L0 stays
+    training = Training(sae, config, x)
+    with torch.no_grad():
+        if method == "JumpReLU":  # a window as far below the median threshold as training leaves it
+            sae.W_enc *= 1 / sae.W_enc.norm(dim=1, keepdim=True)
+        kept = sae.pre_acts(x[:256]).flatten().topk(256 * l0).values.min()
+        if method == "JumpReLU":
+            sae.activation.log_threshold.fill_(kept.log())
+        elif not method.endswith("TopK"):
+            sae.b_enc -= kept
+    return training.step
 
 
-def sparsify(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+def suite_fp32(*arguments) -> Step:
+    from helpers.base import products
+
+    products.has_fast_bf16 = lambda device_type="cpu": False  # in this process, which times nothing else
+    return suite(*arguments)
+
+
+def sparsify(method: str, d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
     from sparsify import SparseCoder, SparseCoderConfig
 
     sae = SparseCoder(d_model, SparseCoderConfig(num_latents=n_latents, k=k))
@@ -39,21 +64,36 @@ def sparsify(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
     return step
 
 
-def dictionary_learning(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
-    from dictionary_learning.trainers.top_k import TopKTrainer
+def dictionary_learning(method: str, d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+    from dictionary_learning.trainers import batch_top_k, gdm, jumprelu, standard, top_k
 
-    sizes = {"activation_dim": d_model, "dict_size": n_latents, "k": k}
-    trainer = TopKTrainer(steps=10_000, **sizes, layer=0, lm_name="none", device="cpu", seed=0)
+    kind, own = {
+        "TopK": (top_k.TopKTrainer, {"k": k}),
+        "BatchTopK": (batch_top_k.BatchTopKTrainer, {"k": k}),
+        "ReLU": (standard.StandardTrainer, {"l1_penalty": PRICE}),
+        "Gated": (gdm.GatedSAETrainer, {"l1_penalty": PRICE}),
+        "JumpReLU": (jumprelu.JumpReluTrainer, {"sparsity_penalty": PRICE}),
+    }[method]
+    sizes = {"activation_dim": d_model, "dict_size": n_latents}
+    trainer = kind(steps=10_000, **sizes, **own, layer=0, lm_name="none", device="cpu", seed=0)
     return lambda x: trainer.update(1, x)
 
 
-def saelens(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+def saelens(method: str, d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+    from sae_lens.saes import batchtopk_sae, gated_sae, jumprelu_sae, standard_sae, topk_sae
     from sae_lens.saes.sae import TrainStepInput
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_model, d_sae=n_latents, k=k))
+    kind, config, own = {
+        "TopK": (topk_sae.TopKTrainingSAE, topk_sae.TopKTrainingSAEConfig, {"k": k}),
+        "BatchTopK": (batchtopk_sae.BatchTopKTrainingSAE, batchtopk_sae.BatchTopKTrainingSAEConfig, {"k": k}),
+        "ReLU": (standard_sae.StandardTrainingSAE, standard_sae.StandardTrainingSAEConfig, {}),
+        "Gated": (gated_sae.GatedTrainingSAE, gated_sae.GatedTrainingSAEConfig, {}),
+        "JumpReLU": (jumprelu_sae.JumpReLUTrainingSAE, jumprelu_sae.JumpReLUTrainingSAEConfig, {}),
+    }[method]
+    sae = kind(config(d_in=d_model, d_sae=n_latents, **own))
     adam = torch.optim.Adam(sae.parameters(), lr=1e-3)
-    books = {"coefficients": {}, "n_training_steps": 0, "is_logging_step": False}
+    prices = {"l1": PRICE, "l0": PRICE}
+    books = {"coefficients": prices, "n_training_steps": 0, "is_logging_step": False}
     dead = torch.zeros(n_latents, dtype=torch.bool)
 
     def step(x: Tensor) -> None:
@@ -64,14 +104,28 @@ def saelens(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
     return step
 
 
-def encoder_product(d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
-    """The product that no step can do without, alone, into a buffer that is used again."""
+def product(method: str, d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+    """The encoder's product that no step can do without, alone, into a buffer that is used again."""
     from helpers.base.products import compute_dtype
 
     dtype = compute_dtype(x)
-    weights, out = torch.randn(n_latents, d_model).to(dtype), torch.empty(len(x), n_latents, dtype=dtype)
+    weights, out = torch.randn(n_latents, x.shape[1]).to(dtype), torch.empty(len(x), n_latents, dtype=dtype)
     inputs = x.to(dtype)
     return lambda x: torch.mm(inputs, weights.T, out=out)
 
 
-STEPS = {f.__name__: f for f in (suite, sparsify, dictionary_learning, saelens, encoder_product)}
+def product_fp32(method: str, d_model: int, n_latents: int, k: int, x: Tensor) -> Step:
+    weights, out = torch.randn(n_latents, x.shape[1]), torch.empty(len(x), n_latents)
+    return lambda x: torch.mm(x, weights.T, out=out)
+
+
+OURS = (product, suite, product_fp32, suite_fp32)
+PRICED = (*OURS, dictionary_learning, saelens)
+METHODS = {
+    "TopK": (*OURS, sparsify, dictionary_learning, saelens),
+    "BatchTopK": PRICED,
+    "ReLU": PRICED,
+    "JumpReLU": PRICED,
+    "Gated": PRICED,
+    "L1 crosscoder": OURS,
+}
