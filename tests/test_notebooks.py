@@ -24,7 +24,8 @@ SUITE = notebooks.find(solutions=True)
 def suite(write_notebook, monkeypatch, tmp_path):
     """A suite of three small notebooks, of which the first fails, in place of the real one; the folder of its runs."""
     write_notebook("01_fails", "1", "missing_name")
-    write_notebook("02_runs", f"from {Run.__module__} import Run\nRun('02', scale=scale, subject=subject).save()")
+    run = "run = Run('02', scale=scale, subject=subject)"
+    write_notebook("02_runs", f"from {Run.__module__} import Run\n{run}\nrun._setup += 6\nrun.save()")
     on_request = 'scale = "laptop"\nsubject = "embedded"\nseed = 0\ntrain = False  # on request'
     write_notebook("90_runs", "print(scale)", parameters=on_request)
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
@@ -36,6 +37,7 @@ def test_a_failing_notebook_does_not_stop_the_others(suite, results_folder, caps
     assert cli.main(["run", "--scale", "smoke", "--only", "1 2"]) == 1
     printed = capsys.readouterr().out
     assert "1 of 2 notebooks ran to the end" in printed
+    assert re.search(r"✔ 02_runs · [\d.]+ min \(.*set-up \d.*\)\n", printed)
     assert "✘ 01_fails, cell 4 `missing_name`: NameError: name 'missing_name' is not defined" in printed
     assert "not run" in printed.splitlines()[-1]  # the claims table
     assert sorted(path.name for path in suite.rglob("*.ipynb")) == ["01_fails.ipynb", "02_runs.ipynb"]

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from helpers.activations.cache import ActivationCache, ModelElsewhere
 from helpers.base.checks import checksum
+from helpers.base.clock import spent_on
 from helpers.base.storage import alone
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Harvest:
         return subject.studied(rows) if self.drop == "special" else ~subject.padding(rows)
 
 
+@spent_on("harvest")
 def harvest_rows(subject: "Subject", rows: torch.Tensor, harvest: Harvest) -> torch.Tensor:
     """Activations of token rows (B, context) at the positions that the harvest keeps, (n, d_model) in float32."""
     residuals = subject.residuals(rows)

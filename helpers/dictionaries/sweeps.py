@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from helpers.base import products
 from helpers.base.checks import spread
+from helpers.base.clock import spent_on
 from helpers.base.storage import alone
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
@@ -130,6 +131,7 @@ def grid(**choices: Iterable) -> list[Cell]:
     return [Cell(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
 
 
+@spent_on("training")
 def sweep(
     cells: Sequence[Cell],
     batches: Batches,

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from helpers.base import products
 from helpers.base.checks import checksum, require_finite
+from helpers.base.clock import spent_on
 from helpers.base.storage import load_state, save_state
 from helpers.dictionaries import kernels
 from helpers.dictionaries.adam import Adam
@@ -108,6 +109,7 @@ class Step(NamedTuple):
     fired: Tensor  # (n_latents,) bool: on for any token of the batch
 
 
+@spent_on("training")
 def train(
     sae: SparseAutoencoder,
     batches: Iterable[Tensor],

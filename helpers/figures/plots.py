@@ -19,6 +19,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
+from helpers.base.clock import spent_on
 from helpers.figures.canvas import (
     Canvas,
     Parts,
@@ -38,6 +39,7 @@ SHARE, BINS = "share per bin", 40
 DASHES = ("solid", "dash", "dot")  # of the lines that `trend` adds to a figure
 
 
+@spent_on("figures")
 def show(figure: go.Figure) -> None:
     """Display one output: interactive in Jupyter, its titles for a screen reader; stored, it has an image too."""
     alt = unescape(" ".join(re.sub(r"<[^>]*>", " ", figure.layout.title.text or "a figure").split()))

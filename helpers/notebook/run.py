@@ -20,8 +20,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 
+from helpers.base.clock import SECONDS
 from helpers.base.storage import RESULTS, ROOT, results_dir, write_atomic
 from helpers.notebook.claims import UNJUDGED, Claim, describe, judge, load_claims
 
@@ -56,7 +58,8 @@ class Run:
         self.stored = _read_if_there(self._reference_file(RESULTS)) if scale == "laptop" and not reference else None
         self._filed: dict[str, Any] = {}
         self._provenance = provenance()
-        self._start = time.monotonic()
+        self._start, self._before = time.monotonic(), SECONDS.copy()
+        self._setup = time.time() - psutil.Process().create_time()
 
     @property
     def path(self) -> Path:
@@ -153,9 +156,16 @@ class Run:
         identity = {key: getattr(self, key) for key in ("notebook", "scale", "subject", "seed")}
         minutes = (time.monotonic() - self._start) / 60
         cost = {"minutes": round(minutes, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}
+        cost |= {"minutes_spent_on": self._spent_on(minutes), "threads": torch.get_num_threads()}
         found = {key: getattr(self, key) for key in ("settings", "recorded", "claims")}
         content = identity | self._provenance | cost | found
         return write_atomic(self.path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str))
+
+    def _spent_on(self, minutes: float) -> dict[str, float]:
+        """Where the time went; imports and what else came before the run are not among its `minutes`."""
+        parts = {kind: seconds / 60 for kind, seconds in (SECONDS - self._before).items()}
+        rest = {"evaluation and the rest": minutes - sum(parts.values())}
+        return {kind: round(part, 2) for kind, part in ({"set-up": self._setup / 60} | parts | rest).items()}
 
     def _own(self, claim_id: str) -> Claim:
         claims = load_claims()

@@ -33,7 +33,7 @@ import torch
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from helpers.base.storage import ROOT, write_atomic
+from helpers.base.storage import ROOT, results_dir, write_atomic
 from helpers.notebook.run import SCALES, SEEDS, SUBJECTS
 from helpers.suite.store import KERNEL, own_cells, source_hash, unfinished_cell
 
@@ -122,13 +122,23 @@ def run(paths: list[Path], parameters: dict, out: Path, limit_minutes: float | N
             futures = [pool.submit(in_lane, path) for path in paths]
             try:
                 for future in as_completed(futures):
-                    bar.write(f"{future.result()} · {future.result().minutes:.1f} min")
+                    outcome = future.result()
+                    bar.write(f"{outcome} · {outcome.minutes:.1f} min{_spent_on(outcome, parameters)}")
                     bar.update()
             except KeyboardInterrupt:
                 pass
             finally:
                 stop.set()
     return [outcome for future in futures if (outcome := future.result())]
+
+
+def _spent_on(outcome: Outcome, parameters: dict) -> str:
+    """Where a notebook's minutes went, as its results say: " (set-up 0.2, training 1.1, ...)"."""
+    file = results_dir() / folder_of(parameters) / f"{number_of(outcome.path)}.json"
+    if outcome.error or outcome.path.parent.name == "solutions" or not file.exists():
+        return ""
+    parts = json.loads(file.read_text(encoding="utf-8")).get("minutes_spent_on", {})
+    return f" ({', '.join(f'{kind} {minutes:.1f}' for kind, minutes in parts.items() if minutes >= 0.05)})"
 
 
 def lanes(scale: str) -> int:

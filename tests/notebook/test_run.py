@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.base.clock import SECONDS
 from helpers.base.stats import interval, ratio_interval
 from helpers.notebook import run as runs
 from helpers.notebook.run import Run, plain
@@ -275,3 +276,13 @@ def test_only_laptop_runs_read_stored_numbers_and_then_need_one_seed(repository,
     smoke = Run("04", scale="smoke", subject="embedded")
     assert smoke.stored is None and smoke.seeds() == [0, 1] and smoke.settings["seeds"] == 2
     assert Run("05", scale="laptop", subject="embedded").stored is None
+
+
+def test_minutes_say_what_they_were_spent_on(monkeypatch):
+    SECONDS["harvest"] += 600  # before this run
+    run = Run("02", scale="smoke", subject="embedded")
+    SECONDS["training"] += 90
+    run._start -= 120
+    spent = json.loads(run.save().read_text())["minutes_spent_on"]
+    assert spent.pop("set-up") > 0
+    assert spent == {"training": 1.5, "evaluation and the rest": pytest.approx(0.5, abs=0.02)}
