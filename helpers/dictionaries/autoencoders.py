@@ -26,7 +26,8 @@ from helpers.dictionaries import kernels
 class ReLU(nn.Module):
     """Keep what is positive. Its price is L1, which also shrinks what it keeps (Gao et al. 2024, section 5.1)."""
 
-    floor = None  # pre-activations up to here neither count nor learn: (n_latents,), None for 0
+    window = None  # of what is off only pre-activations from here to here teach it, each (n_latents,); None for none do
+    dense_cost = 1.0  # of a step that multiplies all latents, in those of ReLU
 
     def forward(self, pre_acts: Tensor, which: Tensor | None = None) -> Tensor:
         """Of pre-activations (batch, n_latents), or of some (m,) and the latents `which` (m,) that they belong to."""
@@ -40,7 +41,8 @@ class ReLU(nn.Module):
 class Gated(nn.Module):
     """One reading of the pre-activation decides whether a latent is on, a rescaled one decides how much."""
 
-    floor = None  # as for ReLU
+    window = None
+    dense_cost = 2.0
 
     def __init__(self, n_latents: int):
         super().__init__()
@@ -63,6 +65,7 @@ class JumpReLU(nn.Module):
     """
 
     lr_factor = 10.0  # thresholds live in log units and have far to go
+    dense_cost = 2.0
 
     def __init__(self, n_latents: int, threshold: float = 0.03, bandwidth: float = 0.03):
         super().__init__()
@@ -70,9 +73,10 @@ class JumpReLU(nn.Module):
         self.bandwidth = bandwidth
 
     @property
-    def floor(self) -> Tensor:
-        """The lower end of each window: (n_latents,)."""
-        return self.log_threshold.detach().exp() - self.bandwidth / 2
+    def window(self) -> tuple[Tensor, Tensor]:
+        """The lower half of each window."""
+        threshold = self.log_threshold.detach().exp()
+        return threshold - self.bandwidth / 2, threshold
 
     def forward(self, pre_acts: Tensor, which: Tensor | None = None) -> Tensor:
         return _Jump.apply(pre_acts, _of(self.log_threshold.exp(), which), self.bandwidth)

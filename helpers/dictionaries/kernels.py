@@ -208,12 +208,18 @@ def _unscaled(values: Tensor, latents: Tensor, sizes: Tensor | None) -> Tensor:
 
 
 def encode_above(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, floor: Tensor | None = None, most: float = 1.0
-) -> Code | None:
-    """The pre-activations of x (batch, d_model) that are above `floor` (n_latents,), 0 by default. None where these are
-    more than the share `most` of the first tokens' pre-activations. Only what is above zero passes a gradient on, and
-    none reaches x and floor."""
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    window: tuple[Tensor, Tensor] | None = None,
+    most: float = 1.0,
+) -> tuple[Code, Code | None] | None:
+    """The pre-activations of x (batch, d_model) that are above 0, and no second code. With a `window` from a floor to a
+    threshold, each (n_latents,): those above the threshold, and those that are above the floor only, without gradient.
+    None where both together are more than the share `most` of the first tokens' pre-activations. No gradient for x."""
     centred, parts, begin = (x - b_dec).detach(), [], 0
+    floor, threshold = window or (None, None)
     with torch.no_grad():
         for block in _pre_acts(centred, W_enc, b_enc if floor is None else b_enc - floor, first=SAMPLE):
             places = _above_zero(block)
@@ -224,11 +230,20 @@ def encode_above(
             parts.append((block.view(-1)[places].float(), latents, tokens.int() + begin))
             begin += len(block)
         values, latents, tokens = (torch.cat(part) for part in zip(*parts, strict=True))
-        values = values if floor is None else values + floor[latents]
-        starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device, dtype=torch.int32), out_int32=True)
-    code = Code(values, latents, tokens, starts, len(W_enc))
+        if window:
+            values = values + floor[latents]
+            on = values > threshold[latents]
+            near = _code(values[~on], latents[~on], tokens[~on], x, len(W_enc))
+            values, latents, tokens = values[on], latents[on], tokens[on]
+    code = _code(values, latents, tokens, x, len(W_enc))
     code.values = _ValuesGradient.apply(values, code, centred, W_enc, b_enc, b_dec)
-    return code
+    return code, near if window else None
+
+
+def _code(values: Tensor, latents: Tensor, tokens: Tensor, x: Tensor, n_latents: int) -> Code:
+    """The code of x (batch, d_model) from its pairs (m,), token after token."""
+    starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device, dtype=torch.int32), out_int32=True)
+    return Code(values, latents, tokens, starts, n_latents)
 
 
 def _above_zero(x: Tensor) -> Tensor:

@@ -317,24 +317,31 @@ def _reconstruct_twice(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
 
 
 def _reconstruct_above(sae: SparseAutoencoder, x: Tensor) -> Reconstruction | None:
-    """What `_reconstruct_densely` gives, from the pre-activations above the activation's floor: all that count.
-    None where they are too many for this to be faster, and for an activation without a floor."""
-    if not hasattr(sae.activation, "floor"):
+    """What `_reconstruct_densely` gives, from the latents that are on and those within a window below: all that count.
+    None where they are too many for this to be faster, and for an activation that does not say what its window is."""
+    activation = sae.activation
+    if not hasattr(activation, "window"):
         return None
-    code = kernels.encode_above(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.floor, _sparse_up_to(x))
-    if code is None:
+    most = activation.dense_cost * _sparse_up_to(x)
+    codes = kernels.encode_above(x, sae.W_enc, sae.b_enc, sae.b_dec, activation.window, most)
+    if codes is None:
         return None
+    code, near = codes
     other_error, sizes = 0.0, sae.sizes()
-    if isinstance(sae.activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
+    if isinstance(activation, Gated):  # the gate must also reconstruct, through a decoder it cannot change
         by_gate = kernels.decode_sparse(code, sae.W_dec.detach()) + sae.b_dec.detach()
         other_error = (x - by_gate).square().sum(-1).mean()
     scale = 1.0 if sizes is None else sizes.index_select(0, code.latents)
     scores = code.values * scale
-    latents = sae.activation(scores, code.latents)
-    price = sae.activation.price(scores, latents, code.latents) / len(x)
+    latents = activation(scores, code.latents)
+    price = activation.price(scores, latents, code.latents)
     code.values = latents if sizes is None else latents / scale.clamp(min=torch.finfo(sizes.dtype).tiny)
     x_hat = kernels.decode_sparse(code, sae.W_dec) + sae.b_dec
-    return Reconstruction(x_hat, (latents > 0).sum() / len(x), code.fired(), price, other_error)
+    if near is not None:  # zeros, which teach their thresholds alone
+        pre_acts, near.values = near.values, activation(near.values, near.latents)
+        x_hat = x_hat + kernels.decode_sparse(near, sae.W_dec.detach())
+        price = price + activation.price(pre_acts, near.values, near.latents)
+    return Reconstruction(x_hat, (latents > 0).sum() / len(x), code.fired(), price / len(x), other_error)
 
 
 def _sparse_up_to(x: Tensor) -> float:

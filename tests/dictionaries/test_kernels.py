@@ -101,17 +101,23 @@ def test_sparse_step_equals_dense_autograd(of_batch, batch, d, n, k, seed):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_above_a_floor_by_hand():
+def pairs_of(code):
+    return list(zip(code.tokens.tolist(), code.latents.tolist(), code.values.tolist(), strict=True))
+
+
+def test_above_a_window_by_hand():
     x, identity, zeros = (
         torch.tensor([[1.0, -2.0, 0.0], [0.0, 0.0, 0.0], [0.5, 3.0, 2.0]]),
         torch.eye(3),
         torch.zeros(3),
     )
-    code = kernels.encode_above(x, identity, zeros, zeros)
-    assert code.values.tolist() == [1.0, 0.5, 3.0, 2.0] and code.latents.tolist() == [0, 0, 1, 2]
-    assert code.tokens.tolist() == [0, 2, 2, 2] and code.starts.tolist() == [0, 1, 1]
-    code = kernels.encode_above(x, identity, zeros, zeros, torch.tensor([0.5, -2.0, 1.0]))
-    assert code.values.tolist() == [1.0, 0.0, 3.0, 2.0] and code.latents.tolist() == [0, 1, 1, 2]
+    code, near = kernels.encode_above(x, identity, zeros, zeros)
+    assert pairs_of(code) == [(0, 0, 1.0), (2, 0, 0.5), (2, 1, 3.0), (2, 2, 2.0)] and near is None
+    assert code.starts.tolist() == [0, 1, 1]
+    window = torch.tensor([0.25, -2.0, 1.0]), torch.tensor([0.5, 1.0, 2.0])
+    code, near = kernels.encode_above(x, identity, zeros, zeros, window)
+    assert pairs_of(code) == [(0, 0, 1.0), (2, 1, 3.0)] and code.starts.tolist() == [0, 1, 1]
+    assert pairs_of(near) == [(1, 1, 0.0), (2, 0, 0.5), (2, 2, 2.0)] and near.starts.tolist() == [0, 0, 1]
 
 
 def test_a_batch_that_is_not_sparse_is_left_alone(monkeypatch):
@@ -119,7 +125,7 @@ def test_a_batch_that_is_not_sparse_is_left_alone(monkeypatch):
     x = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [1.0, 1.0], [1.0, 1.0]])  # the first two tokens decide: a quarter
     weights = torch.eye(2), torch.zeros(2), torch.zeros(2)
     assert kernels.encode_above(x, *weights, most=0.24) is None
-    assert len(kernels.encode_above(x, *weights, most=0.25).values) == 5
+    assert len(kernels.encode_above(x, *weights, most=0.25)[0].values) == 5
 
 
 @given(
@@ -130,27 +136,27 @@ def test_a_batch_that_is_not_sparse_is_left_alone(monkeypatch):
     st.booleans(),
     st.integers(0, 99),
 )
-def test_what_is_above_a_floor_equals_dense_autograd(batch, d, n, kind, floored, seed):
+def test_what_is_above_a_threshold_equals_dense_autograd(batch, d, n, kind, windowed, seed):
     random = torch.Generator().manual_seed(seed)
     weights = [torch.randn(*s, generator=random) for s in [(n, d), (n,), (d,), (n, d)]]
-    x, floor = torch.randn(batch, d, generator=random), torch.randn(n, generator=random) * floored
-    if kind == "ties":  # many pre-activations are exactly at the floor
-        x, floor, weights = x.round(), floor.round(), [w.round() for w in weights]
+    x, threshold = torch.randn(batch, d, generator=random), torch.randn(n, generator=random).abs() * windowed
+    if kind == "ties":  # many pre-activations are exactly at the threshold
+        x, threshold, weights = x.round(), threshold.round(), [w.round() for w in weights]
     weights[1] += {"all off": -100.0, "all on": 100.0}.get(kind, 0.0)
     if kind == "empty rows":
-        x[::2], weights[1] = weights[2], -weights[1].abs() - floor.abs()
-        floor = floor.abs()
+        x[::2], weights[1] = weights[2], -weights[1].abs() - 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "compute_dtype", lambda t: t.dtype)
         patch.setitem(kernels.BLOCK, "cpu", 4)  # several blocks of tokens
         patch.setattr(kernels, "SAMPLE", 2)
         ours, twin = ([w.clone().requires_grad_() for w in weights] for _ in range(2))
-        code = kernels.encode_above(x, *ours[:3], floor if floored else None)
-        code.values = code.values.relu()
+        code, near = kernels.encode_above(x, *ours[:3], (threshold - 1, threshold) if windowed else None)
         x_hat = kernels.decode_sparse(code, ours[3])
         pre_acts = F.linear(x - twin[2], *twin[:2])
-        expected = (pre_acts.relu() * (pre_acts > floor)) @ twin[3]
-        assert len(code.values) == (pre_acts > floor).sum()
+        expected = (pre_acts * (pre_acts > threshold)) @ twin[3]
+        assert len(code.values) == (pre_acts > threshold).sum()
+        if windowed:
+            assert len(near.values) == ((pre_acts > threshold - 1) & (pre_acts <= threshold)).sum()
         assert_close(x_hat, expected)
         x_hat.square().sum().backward()
         expected.square().sum().backward()

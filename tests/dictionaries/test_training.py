@@ -226,7 +226,7 @@ def paths_taken(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize(("name", "switch"), [("ReLU", 0.4), ("Gated", 0.4), ("JumpReLU", 0.2)])
+@pytest.mark.parametrize(("name", "switch"), [("ReLU", 0.4), ("Gated", 0.2), ("JumpReLU", 0.1)])
 def test_training_through_the_switch_is_dense_training_within_rounding(name, switch, monkeypatch):
     activation, sparsity = ACTIVATIONS[name]
     config = dataclasses.replace(CONFIG, tokens=4096 * 2, sparsity=3 * sparsity, lr=2e-3)
