@@ -35,7 +35,7 @@ notebooks: $(READY) $(if $(filter gemma,$(SUBJECT)),$(if $(SUITE_GEMMA),,$(GEMMA
 gemma: $(GEMMA) ## fetch and convert the real Gemma 3 270M; SUBJECT=gemma does it by itself
 
 lab: $(READY) ## open the suite in JupyterLab
-	@$(VENV) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(VENV) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 test: lint ## unit tests, then every notebook and solution at smoke scale
 	@$(VENV) -m pytest --numprocesses auto --dist worksteal

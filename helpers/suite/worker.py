@@ -13,7 +13,12 @@ import time
 
 
 def main(arguments: str) -> None:
-    """Execute a notebook; the JSON holds the arguments of `papermill.execute_notebook`."""
+    """Execute a notebook; the JSON holds the arguments of `papermill.execute_notebook`.
+
+    Its kernel's threads wait asleep, unless the user has said how. By default they spin, and where anything else runs,
+    each keeps the one it waits for from its core: a training step with two threads then takes many times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is loaded
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.modules["rfc3987_syntax"] = None  # jsonschema goes without; building its grammar takes longer than all the rest
     import papermill

@@ -41,6 +41,14 @@ def test_parameters_reach_the_cells_and_helpers_can_be_imported(run, tmp_path):
     assert copy.cells[-1].outputs[0].data["text/plain"] == "('smoke', 'embedded', 3)"
 
 
+@pytest.mark.parametrize(("said", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_said_how(run, tmp_path, monkeypatch, said, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", said) if said else monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert run("import os\nos.environ['OMP_WAIT_POLICY']").error == ""
+    shown = nbformat.read(tmp_path / "copy.ipynb", as_version=4).cells[-1].outputs[0].data["text/plain"]
+    assert shown == repr(expected)
+
+
 def test_the_executed_copy_carries_its_parameters_and_the_hash_of_what_ran(write_notebook, tmp_path):
     edit = "from pathlib import Path\npath = Path('notebooks/01_tiny.ipynb')"
     edit = f"import os\nos.chdir({str(tmp_path)!r})\n{edit}\npath.write_text(path.read_text().replace('title', 'name'))"
