@@ -3,8 +3,8 @@
 A cell is one autoencoder. With a folder, a sweep keeps what it has finished and goes on where it was interrupted. Cells
 are trained side by side, by default in as many processes of this machine as it has cores, or where joblib has workers:
 
-    with joblib.parallel_config(backend="dask"):  # or "ray"; all machines see the folder and the cache of activations
-        sweep(cells, stream.batches, heldout, tokens, folder)
+    with distributed.Client(address), joblib.parallel_config(backend="dask"):  # all see the folder and SUITE_CACHE
+        sweep(cells, stream.batches, heldout, tokens, folder, n_jobs=-1)
 
 A second thread makes one small training little faster, and many times slower beside another busy process; a second cell
 does not wait for the first.

@@ -19,6 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from killed import STEPS, Killing, noted
 from twins import CountingSubject
 
@@ -423,6 +424,13 @@ def undisturbed(tmp_path_factory):
     torch.set_num_threads(1)
     yield Killing(tmp_path_factory.mktemp("undisturbed")).sweep(n_jobs=1)
     torch.set_num_threads(before)
+
+
+def test_a_dask_cluster_gives_what_one_process_gives(tmp_path, undisturbed):
+    two = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": tmp_path / "dask"}
+    with LocalCluster(**two) as cluster, Client(cluster), joblib.parallel_config(backend="dask"):
+        found = Killing(tmp_path).sweep(n_jobs=-1)
+    assert same(found, undisturbed) and len(set(noted(tmp_path, "step"))) == 2
 
 
 @pytest.mark.usefixtures("processes")
