@@ -196,7 +196,7 @@ class ActivationStream:
             self._fill_cache()
         reader = copy.copy(self)
         reader.subject = ModelElsewhere(self.subject.d_model, self.subject.device, self._cache.path)
-        reader.rows = self.rows.new_empty(len(self.rows), 0)
+        reader.rows = torch.empty(len(self.rows), 0)  # of a type that pickles, unlike uint16
         reader._bounds, reader._held, reader._order = _One(), _One(), _One()
         vars(reader).pop("_first", None)  # made again there
         return reader

@@ -24,13 +24,13 @@ import threading
 import time
 import timeit
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import joblib
 import pandas as pd
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -278,7 +278,7 @@ def _side_by_side(jobs: list[_Job], n_jobs: int) -> Iterator[tuple[Cell, Finishe
                 del waiting[cell]
                 yield cell, finished
             suspects = suspects[1:]
-        except BrokenProcessPool as error:
+        except TerminatedWorkerError as error:
             if suspects:
                 raise RuntimeError(
                     f"the process that trained {suspects[0]} was killed twice, usually for want of memory: train fewer "

@@ -269,7 +269,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_left(cache_folder, monkey
 
 
 def test_a_reader_pickles_without_model_and_text_and_gives_the_same():
-    found = stream(tokens=torch.arange(32_000))
+    found = stream(tokens=torch.arange(32_000).to(torch.uint16))  # as text comes
     found.subject.weights = torch.ones(10**6)
     found.take(1)  # a block is in memory
     sent = pickle.dumps(found.reader())
