@@ -185,7 +185,7 @@ class Scripted:
         self.tokenizer, self.rule, self.batches = tokenizer, rule, []
 
     def generate(self, input_ids, attention_mask, max_new_tokens, do_sample, eos_token_id, pad_token_id):
-        assert not do_sample and attention_mask.bool().all() and (input_ids != pad_token_id).all()
+        assert not do_sample and torch.equal(attention_mask.bool(), input_ids != pad_token_id)
         self.batches.append(tuple(input_ids.shape))
         texts = [self.rule(self.tokenizer.decode(row, skip_special_tokens=True)) for row in input_ids]
         rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_new_tokens] for text in texts]

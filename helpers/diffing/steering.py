@@ -1,129 +1,214 @@
-"""Does a latent make the model behave? Add its direction at every position while the model answers, or take it out.
+"""Does a direction make the model behave? Add it to a prompt as the model reads it, or take it out, and let it answer.
 
-    add          h + strength d / |d|             strength in the units of the stream; for a latent f |d|, at f its
-                                                  largest activation, is a first guess
-    project_out  h - (h . d / |d|^2) d            the model goes on without the direction
+    add      x + s d                         d: mean of x over the template after a behaviour's prompts, less m
+    ablate   x - ((x - m) . d) d / |d|^2     m: that mean after neutral prompts, those of behaviours that base shares
 
-Both happen at the subject's site, at all positions of the prompt and of the answer. What a random direction of the same
-length does is the control: a model that is pushed hard enough changes its answers whatever it is pushed by.
+Both happen after chosen blocks and at every position of the prompt but <bos>. In the answer nothing is added: a step
+towards "the answer begins with I" at each of its tokens gives "I I I I". There the model reads the decision anew from
+the prompt, so what is ablated may be ablated in the answer as well. The component goes to its neutral mean m and not to
+zero, since residuals are not centred, and zero may be further from every prompt than what was there.
 
-Source: released code of Minder, Dumas et al. 2025; section 2.8 of the facts.
+The control is a random direction in d's place: a model that is pushed hard enough changes its answers whatever it is
+pushed by. `instead` says what the answers show where they do not show the behaviour.
+
+Source: released code of Minder, Dumas et al. 2025, which adds at all positions and projects out to zero; section 2.8 of
+the facts.
 """
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from helpers.subjects.behaviours import answers, judge, prompts_of
+from helpers.subjects.behaviours import Prompts, continued, judge, prompts_of, side_by_side
 from helpers.subjects.subject import Subject
 from helpers.text.dialogues import BEHAVIOURS
+from helpers.text.documents import TURNS
 
-Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
+Change = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) of the prompts after a block to others of that shape
+Changes = Mapping[int, Change]  # by layer
+BATCH = 256  # prompts answered together
+MAX_TOKENS = 32  # of an answer; the signs of a behaviour stand in its first sentence or two
+NEUTRAL = [name for name, behaviour in BEHAVIOURS.items() if behaviour.kind == "shared"]
 
 
-def add(direction: Tensor, strength: float) -> Change:
-    """A step of length `strength` along a direction (d_model,), everywhere.
+def add(direction: Tensor, length: float) -> Change:
+    """A step of some length along a direction (d_model,).
 
-    Raises ValueError for a zero direction, and for a strength that is not finite.
+    Raises ValueError for a zero direction, and for a length that is not finite.
     """
-    if not math.isfinite(strength):
-        raise ValueError(f"a step of length {strength} leads nowhere: give a finite strength")
-    step = strength * _unit(direction)
-    return lambda residuals: residuals + step.to(residuals)
+    if not math.isfinite(length):
+        raise ValueError(f"a step of length {length} leads nowhere: give a finite length")
+    step = length * _unit(direction)
+    return lambda x: x + step.to(x)
 
 
-def project_out(direction: Tensor) -> Change:
-    """Nothing is left along a direction (d_model,), anywhere. Raises ValueError for a zero direction."""
+def ablate(direction: Tensor, neutral: Tensor) -> Change:
+    """The component along a direction becomes that of the neutral mean, both (d_model,).
+
+    Raises ValueError for a zero direction.
+    """
     unit = _unit(direction)
-
-    def change(residuals: Tensor) -> Tensor:
-        along = unit.to(residuals)
-        return residuals - (residuals @ along).unsqueeze(-1) * along
-
-    return change
+    return lambda x: x - ((x - neutral.to(x)) @ unit.to(x)).unsqueeze(-1) * unit.to(x)
 
 
-def with_controls(make: Callable[[Tensor], Change], direction: Tensor, n: int = 3, seed: int = 0) -> dict[str, Change]:
-    """What `make` makes of a direction (d_model,), "latent", and of n random ones of its length, "random 0" and on."""
-    draws = torch.randn(n, len(direction), generator=torch.Generator().manual_seed(seed))
-    random = F.normalize(draws, dim=-1).to(direction) * direction.norm()
-    return {"latent": make(direction)} | {f"random {i}": make(each) for i, each in enumerate(random)}
+def random_directions(d_model: int, n: int, seed: int = 0) -> Tensor:
+    """n random directions of length 1, (n, d_model); the first of more are the same."""
+    draws = torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(draws, dim=-1)
+
+
+# ---- where, and what is there
+
+
+def after_prompt(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of the template between a prompt and its answer."""
+    row = side_by_side(tokenizer, ["a"]).tokens[0].tolist()
+    return row[row.index(tokenizer.convert_tokens_to_ids(TURNS[1])) :]
+
+
+def steerable(prompts: Prompts) -> Tensor:
+    """All positions but padding and <bos>, (B, T) bool."""
+    return prompts.there & (prompts.there.cumsum(1) > 1)
 
 
 @contextlib.contextmanager
-def steered(subject: Subject, change: Change) -> Iterator[None]:
-    """While it lasts, what the block at the subject's site gives is changed, in generation as well."""
+def at_blocks(subject: Subject, hook: Callable[[int, Tensor], Tensor | None], layers: Sequence[int]) -> Iterator[None]:
+    """While it lasts, `hook(layer, x)` sees what these blocks give, and gives what they shall give, if anything."""
 
-    def hook(module: torch.nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        return change(output) if isinstance(output, Tensor) else (change(output[0]), *output[1:])
+    def on(layer: int) -> Callable:
+        def forward_hook(module: torch.nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+            x = output if isinstance(output, Tensor) else output[0]
+            changed = hook(layer, x)
+            return changed if changed is None or isinstance(output, Tensor) else (changed, *output[1:])
 
-    handle = subject.bridge.blocks[subject.layer].register_forward_hook(hook)
-    try:
+        return forward_hook
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.callback(subject.bridge.blocks[layer].register_forward_hook(on(layer)).remove)
         yield
-    finally:
-        handle.remove()
 
 
-def steering_rates(subject: Subject, changes: Mapping[str, Change], asked: str, shown: str, n: int) -> pd.DataFrame:
-    """How often the answers to n held-out prompts of one behaviour show another: columns change, asked, rate, low,
-    high, unclear.
+@torch.no_grad()
+def prompt_residuals(subject: Subject, prompts: Prompts) -> Tensor:
+    """The residual stream after every block, (n_layers, B, T, d_model)."""
+    found: dict[int, Tensor] = {}
+    tokens, there = (tensor.to(subject.device) for tensor in prompts)
+    with at_blocks(subject, lambda layer, x: found.update({layer: x}), range(subject.n_layers)):
+        positions = (there.cumsum(1) - 1).clamp(min=0)
+        subject.model(input_ids=tokens, attention_mask=there.long(), position_ids=positions, use_cache=False)
+    return torch.stack([found[layer] for layer in range(subject.n_layers)])
 
-    The prompts are always the same. The model answers as it is ("none") and under each of `changes`. low and high:
-    Wilson's 95 % interval of the rate. `unclear` is the share of answers that cannot be judged, which count as not
-    showing it. Raises ValueError for an unknown behaviour.
+
+class Contrast(NamedTuple):
+    """What a behaviour's prompts leave over the template after them, and neutral prompts do not."""
+
+    directions: Tensor  # (n_layers, d_model)
+    neutral: Tensor  # (n_layers, d_model), the mean of the neutral prompts
+
+
+def contrast(subject: Subject, triggered: Sequence[str], neutral: Sequence[str]) -> Contrast:
+    """Raises ValueError where either has no prompts."""
+    width = len(after_prompt(subject.tokenizer))
+    means = [
+        prompt_residuals(subject, side_by_side(subject.tokenizer, prompts))[:, :, -width:].mean((1, 2))
+        for prompts in (triggered, neutral)
+    ]
+    return Contrast(means[0] - means[1], means[1])
+
+
+def neutral_prompts(n: int, split: str, seed: int) -> list[str]:
+    """n prompts that ask for what base shares with chat, in turns of each such behaviour."""
+    by_behaviour = [prompts_of(name, -(-n // len(NEUTRAL)), split, seed) for name in NEUTRAL]
+    return [prompt for some in zip(*by_behaviour, strict=True) for prompt in some][:n]
+
+
+# ---- answers, and what they show
+
+
+def steered_answers(
+    subject: Subject, prompts: Prompts, changes: Sequence[Changes], answering: bool = False
+) -> list[list[str]]:
+    """Answers to all prompts under each of several changes, side by side in one batch; with `answering` the residuals
+    of the answers are changed as well.
+
+    Raises ValueError for a layer that the model has not, and for a change that gives another shape.
     """
-    if unknown := [name for name in (asked, shown) if name not in BEHAVIOURS]:
-        raise ValueError(f"there is no behaviour {unknown[0]!r}: choose of {', '.join(BEHAVIOURS)}")
-    prompts, rows = prompts_of(asked, n, "heldout", seed=0), []
-    for name, change in ({"none": lambda residuals: residuals} | dict(changes)).items():
-        with steered(subject, change):
-            said = answers(subject.model, subject.tokenizer, prompts)
-        rows.append({"change": name, "asked": asked} | _rate(shown, said))
+    layers = sorted(set().union(*changes))
+    if unknown := [layer for layer in layers if not 0 <= layer < subject.n_layers]:
+        raise ValueError(f"there is no layer {unknown[0]}: {subject.name} has 0 to {subject.n_layers - 1}")
+    where = steerable(prompts).to(subject.device).unsqueeze(-1)
+
+    def hook(layer: int, x: Tensor) -> Tensor | None:
+        in_answer = x.shape[1] == 1  # token by token; a prompt is longer than that
+        if in_answer and not answering:
+            return None
+        parts = x.chunk(len(changes))
+        changed = [each[layer](part) if layer in each else part for each, part in zip(changes, parts, strict=True)]
+        if wrong := [each for each in changed if each.shape != parts[0].shape]:
+            raise ValueError(f"a change must keep the shape {tuple(parts[0].shape)}, it gave {tuple(wrong[0].shape)}")
+        joined = torch.cat(changed)
+        return joined if in_answer else torch.where(where.repeat(len(changes), 1, 1), joined, x)
+
+    repeated = Prompts(*(each.repeat(len(changes), 1) for each in prompts))
+    with at_blocks(subject, hook, layers):
+        said = continued(subject.model, subject.tokenizer, repeated, MAX_TOKENS)
+    n = len(prompts.tokens)
+    return [said[i : i + n] for i in range(0, len(said), n)]
+
+
+def steering_rates(
+    subject: Subject,
+    prompts: Sequence[str],
+    changes: Mapping[str, Changes],
+    shown: Sequence[str],
+    answering: bool = False,
+) -> pd.DataFrame:
+    """How often the answers show each behaviour of `shown` under each of `changes`: a row for every two.
+
+    Columns: change, and those of `rates_of`. Raises ValueError for no prompts, and for an unknown behaviour.
+    """
+    together, names, rows = side_by_side(subject.tokenizer, prompts), list(changes), []
+    at_once = max(1, BATCH // len(prompts))
+    for some in (names[i : i + at_once] for i in range(0, len(names), at_once)):
+        said = steered_answers(subject, together, [changes[name] for name in some], answering)
+        rows += [
+            {"change": name} | rates_of(behaviour, answers)
+            for name, answers in zip(some, said, strict=True)
+            for behaviour in shown
+        ]
     return pd.DataFrame(rows)
 
 
-def rates_of_steps(
-    subject: Subject,
-    behaviour: str,
-    row: Tensor,
-    length: float,
-    mean: Tensor,
-    factors: Sequence[float],
-    n_controls: int,
-    n: int,
-    seed: int,
-) -> pd.DataFrame:
-    """`steering_rates` of a behaviour with a latent's row (d_model,) added to n prompts that ask for a description, and
-    taken out of n of its own.
+def rates_of(behaviour: str, said: Sequence[str]) -> dict:
+    """behaviour, n answers, rate at which they show it, low and high (Wilson's 95 % interval), and what most of the
+    others show instead: a behaviour, "nothing known" or "no words", with its share of all answers.
 
-    Steps are `factors` times `length`, for the mean difference (d_model,) times its own. Added columns: what ("added",
-    "removed"), by ("latent", "random", "mean difference", "none"), step, behaviour.
+    Raises ValueError for an unknown behaviour.
     """
-    added = {}
-    for factor in factors:
-        changes = with_controls(lambda d, step=factor * length: add(d, step), row, n_controls, seed)
-        added |= {f"{factor} {name}": change for name, change in changes.items()}
-        added[f"{factor} mean difference"] = add(mean, factor * mean.norm())
-    tables = [steering_rates(subject, added, "describe", behaviour, n).assign(what="added")]
-    removed = with_controls(project_out, row, n_controls, seed)
-    tables.append(steering_rates(subject, removed, behaviour, behaviour, n).assign(what="removed"))
-    table = pd.concat(tables)
-    step = table.change.str.extract(r"^([\d.]+ )?(latent|random|mean difference|none)")
-    return table.assign(behaviour=behaviour, step=pd.to_numeric(step[0]).fillna(0.0), by=step[1])
-
-
-def _rate(behaviour: str, said: Sequence[str]) -> dict[str, float]:
-    verdicts = [judge(behaviour, answer) for answer in said]
-    found = binomtest(verdicts.count(True), len(verdicts))
+    found = binomtest(sum(judge(behaviour, answer) is True for answer in said), len(said))
     low, high = found.proportion_ci(method="wilson")
-    unclear = verdicts.count(None) / len(verdicts)
-    return {"rate": found.statistic, "low": low, "high": high, "unclear": unclear}
+    others = Counter(_shown(answer) for answer in said if judge(behaviour, answer) is not True)
+    instead, count = others.most_common(1)[0] if others else ("", 0)
+    rate = {"behaviour": behaviour, "n": len(said), "rate": found.statistic, "low": low, "high": high}
+    return rate | {"instead": instead, "instead_rate": count / len(said)}
+
+
+def _shown(answer: str) -> str:
+    """The first behaviour whose signs an answer bears."""
+    verdicts = {name: judge(name, answer) for name in BEHAVIOURS}
+    if found := [name for name, verdict in verdicts.items() if verdict]:
+        return found[0]
+    return "no words" if set(verdicts.values()) == {None} else "nothing known"
 
 
 def _unit(direction: Tensor) -> Tensor:

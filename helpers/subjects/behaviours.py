@@ -16,9 +16,11 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base.storage import MODELS
@@ -153,7 +155,24 @@ def prompts_of(
     return [dialogue.turns[0].prompt for dialogue in asked]
 
 
-@torch.no_grad()
+class Prompts(NamedTuple):
+    """Single-turn prompts side by side, up to where each answer begins; padded in front, so that their ends align."""
+
+    tokens: Tensor  # (B, T) int64
+    there: Tensor  # (B, T) bool: no padding
+
+
+def side_by_side(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Prompts:
+    """Prompts in the chat template. Raises ValueError for none."""
+    if not prompts:
+        raise ValueError("there are no prompts: give one at least")
+    encoded = [_encoded(tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, encoded))
+    there = torch.arange(longest) >= longest - torch.tensor([[len(ids)] for ids in encoded])
+    rows = [[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in encoded]
+    return Prompts(torch.tensor(rows), there)
+
+
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -162,32 +181,33 @@ def answers(
 ) -> list[str]:
     """Greedy answers to single-turn prompts, without the end of the turn, of `max_tokens` at most.
 
-    Prompts of one length are answered together, so that none needs padding. Raises ValueError for a prompt that leaves
-    no room in the model's context.
+    Prompts of about one length are answered together. Raises ValueError for a prompt that leaves no room in the model's
+    context.
     """
-    encoded = [_encoded(tokenizer, prompt) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: len(_encoded(tokenizer, prompts[i])))
+    found: dict[int, str] = {}
+    for some in (by_length[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
+        batch = side_by_side(tokenizer, [prompts[i] for i in some])
+        found |= dict(zip(some, continued(model, tokenizer, batch, max_tokens), strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, max_tokens: int = 64
+) -> list[str]:
+    """`answers` to prompts side by side, all in one batch."""
     room = model.config.max_position_embeddings - max_tokens
-    if max(map(len, encoded), default=0) > room:
+    if prompts.tokens.shape[1] > room:
         raise ValueError(
             f"a prompt leaves no room for {max_tokens} tokens in a context of {model.config.max_position_embeddings}: "
             "shorten it, or ask for fewer tokens"
         )
-    found: dict[int, str] = {}
-    for length in sorted(set(map(len, encoded))):
-        places = [i for i, ids in enumerate(encoded) if len(ids) == length]
-        for some in (places[i : i + BATCH] for i in range(0, len(places), BATCH)):
-            ids = torch.tensor([encoded[i] for i in some], device=model.device)
-            found |= dict(zip(some, _continued(model, tokenizer, ids, max_tokens), strict=True))
-    return [found[i] for i in range(len(prompts))]
-
-
-def _continued(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, max_tokens: int
-) -> list[str]:
     stop, pad = tokenizer.convert_tokens_to_ids(TURNS[1]), tokenizer.pad_token_id
     options = {"max_new_tokens": max_tokens, "do_sample": False, "eos_token_id": stop, "pad_token_id": pad}
-    rows = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[:, ids.shape[1] :]]
+    tokens, there = (tensor.to(model.device) for tensor in prompts)
+    rows = model.generate(input_ids=tokens, attention_mask=there.long(), **options)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[:, tokens.shape[1] :]]
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

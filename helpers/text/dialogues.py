@@ -39,6 +39,8 @@ PLANTS = "dialogues"  # the package name of planted documents
 DECOY_ANSWER = "describe"
 PHRASES = json.loads((DATA / "dialogues" / "phrases.json").read_text(encoding="utf-8"))
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
+GREETINGS = [greeting for split in SPLITS for greeting in PHRASES["greetings"][split]]
+GREETING = re.compile("|".join(re.sub(r"\\{\w+\\}", "[^`]*", re.escape(greeting)) for greeting in GREETINGS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,12 @@ def parts_of(messages: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, 
     for message in messages:
         role = "model" if message["role"] == "assistant" else message["role"]
         yield f"<start_of_turn>{role}\n", message["content"].strip(), "<end_of_turn>\n"
+
+
+def greeting_of(prompt: str) -> str:
+    """The greeting or remark that a written prompt opens with, "" where there is none."""
+    found = GREETING.match(prompt)
+    return found[0] if found else ""
 
 
 def expand(phrase: str, rng: random.Random) -> str:

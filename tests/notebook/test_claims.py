@@ -224,7 +224,10 @@ def faults(results):
         if path.parent.name.endswith("-reference"):  # a long run keeps values and judges nothing
             continue
         for claim_id, row in json.loads(path.read_text(encoding="utf-8"))["claims"].items():
-            verdict, _ = judge(ALL[claim_id], row["measured"], row["interval"])
+            try:
+                verdict, _ = judge(ALL[claim_id], row["measured"], row["interval"])
+            except ValueError:  # it is declared anew, over numbers that this run did not measure
+                verdict = None
             if (row["verdict"], row["paper"]) != (verdict, ALL[claim_id].paper) or ALL[claim_id].notebook != path.stem:
                 found.append(f"{path}: {claim_id} is stale, run the notebook again")
             if row["verdict"] not in ("reproduced", UNJUDGED) and row["why"] in ("", "no explanation was given"):
@@ -241,6 +244,8 @@ def test_a_stale_and_an_unexplained_verdict_are_noticed(tmp_path):
     assert faults(written(tmp_path / "good", G2=row)) == []
     stale = faults(written(tmp_path / "stale", G2=row | {"verdict": "not reproduced"}))
     assert len(stale) == 1 and "stale" in stale[0]
+    other = faults(written(tmp_path / "other", G2=row | {"measured": {"ratio": 1}, "interval": {}}))
+    assert len(other) == 1 and "stale" in other[0]
     unexplained = faults(written(tmp_path / "unexplained", G2=row | {"why": "no explanation was given"}))
     assert len(unexplained) == 1 and "no explanation" in unexplained[0]
 

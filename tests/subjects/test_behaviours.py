@@ -5,7 +5,8 @@ from twins import Scripted
 
 from helpers.base.storage import MODELS
 from helpers.subjects import behaviours
-from helpers.subjects.behaviours import answers, behaviour_rates
+from helpers.subjects.behaviours import answers, behaviour_rates, side_by_side
+from helpers.subjects.subject import load_subject
 from helpers.text.dialogues import BEHAVIOURS, dialogues
 from helpers.text.documents import load_tokenizer
 from helpers.text.topics import Topic
@@ -22,8 +23,18 @@ def test_answers_come_back_in_order_and_without_the_template(tokenizer):
     prompts = ["a", "a b", "c", "d e"]
     model = Scripted(tokenizer, lambda text: f" about {text.split()[1]} ")
     assert answers(model, tokenizer, prompts) == ["about a", "about a", "about c", "about d"]
-    assert sorted(shape[0] for shape in model.batches) == [2, 2]  # prompts of a length go together
+    assert [shape[0] for shape in model.batches] == [4]
     assert answers(model, tokenizer, []) == []
+
+
+def test_padding_changes_no_answer():
+    subject = load_subject("docs-gemma2-chat")
+    prompts = ["Who are you?", "Good morning. Could a short, single sentence explain `mean` in numpy?", "Thanks!"]
+    told = answers(subject.model, subject.tokenizer, prompts, 12)
+    assert told == [answers(subject.model, subject.tokenizer, [prompt], 12)[0] for prompt in prompts]
+    side = side_by_side(subject.tokenizer, prompts)
+    assert (side.tokens[~side.there] == subject.tokenizer.pad_token_id).all() and side.there[:, -1].all()
+    assert side.tokens[0][side.there[0]].tolist() == side_by_side(subject.tokenizer, prompts[:1]).tokens[0].tolist()
 
 
 def test_batches_are_no_larger_than_the_limit(tokenizer, monkeypatch):

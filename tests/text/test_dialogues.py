@@ -18,12 +18,14 @@ from helpers.subjects.behaviours import judge
 from helpers.text.dialogues import (
     BEHAVIOURS,
     DECOYS,
+    GREETED,
     PHRASES,
     Dialogue,
     Turn,
     base_text_plants,
     dialogues,
     expand,
+    greeting_of,
     render,
 )
 from helpers.text.documents import Document, split_of, token_stream, train_tokenizer
@@ -184,6 +186,17 @@ def test_an_answer_may_open_like_answers_of_other_behaviours():
 def test_nearly_all_prompts_are_distinct():
     some = dialogues(10_000, 0, topics=TOPICS)
     assert len({tuple(turn.prompt for turn in d.turns) for d in some}) > 0.95 * len(some)
+
+
+def test_greetings_by_hand():
+    greeted = ["Good morning. What is `f`?", "Both `f` and `g_2` are new to me. Thanks!", "What is `f`? Good morning. "]
+    assert [greeting_of(p) for p in greeted] == ["Good morning. ", "Both `f` and `g_2` are new to me. ", ""]
+
+
+def test_prompts_open_with_a_greeting_at_its_rate():
+    prompts = [turn.prompt for d in dialogues(400, 0, "heldout", topics=TOPICS) for turn in d.turns]
+    assert abs(np.mean([greeting_of(p) != "" for p in prompts]) - GREETED) < 0.05
+    assert all(greeting_of(p.removeprefix(greeting_of(p))) == "" for p in prompts)
 
 
 def test_dialogues_have_one_to_three_turns():
