@@ -15,7 +15,7 @@ from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.dead_latents import AuxK, Resample
 from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.dictionaries.sweeps import sweep
-from helpers.diffing.leaderboard import Found, ranked
+from helpers.diffing.leaderboard import Found, sized
 from helpers.diffing.patching import difference_of
 from helpers.diffing.reading import along, linear_probes, mean_differences, sparse_codes
 from helpers.diffing.recovery import auroc_scores, cut_scores, f1_scores, match_planted, recalls
@@ -54,7 +54,7 @@ def subject(tmp_path_factory):
         lambda: along(X[:, 1], TORN[:, 1]),
         lambda: linear_probes(TORN[:, 1], LABELS, 2),
         lambda: mean_differences(TORN[:, 1], LABELS, 2),
-        lambda: ranked(Found(DIFFERENCE), TORN),
+        lambda: sized(Found(DIFFERENCE), TORN),
         lambda: match_planted(TORN[:, 1], Planted),
         lambda: recalls(TORN[:, 1], Planted),
         lambda: f1_scores(TORN[:, 1].numpy(), LABELS, 2),

@@ -11,7 +11,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NAMED = {
     "helpers.notebook.run": ["Run"],
     "helpers.dictionaries.sweeps": ["ACTIVATIONS"],
-    "helpers.diffing.leaderboard": ["Method", "STANDARD", "of_crosscoder", "of_directions", "of_sae"],
+    "helpers.diffing.methods": ["Method", "STANDARD", "of_crosscoder", "of_directions", "of_sae"],
 }
 
 

@@ -202,9 +202,9 @@ class TrainedPairs:
         """What was planted at the held-out tokens of an injected pair."""
         return self._planted(name)[1]
 
-    def dialogues(self, speaker: str = "chat") -> list[Encoded]:
-        """The held-out dialogues, cut to the context that dictionaries read: to patch in."""
-        return dialogues_of(self._dialogue("heldout", speaker), self.plan.context)
+    def dialogues(self, speaker: str = "chat", times: int = 1) -> list[Encoded]:
+        """The held-out dialogues, or `times` as many, cut to the context that dictionaries read: to patch in."""
+        return dialogues_of(self._dialogue("heldout", speaker, times), self.plan.context)
 
     @property
     def folder(self) -> Path:
@@ -268,10 +268,10 @@ class TrainedPairs:
         warn_if_other_corpus(self.base, text.corpus)
         return text
 
-    def _dialogue(self, split: str, speaker: str) -> DialogueStream:
+    def _dialogue(self, split: str, speaker: str, times: int = 1) -> DialogueStream:
         """In the template of the chat model; a base of the hub has none."""
         options = {"seed": self.seeds[0], "speaker": speaker}
-        return dialogue_text_for(self.subject, split, self.chat.tokenizer, self._n(split), **options)
+        return dialogue_text_for(self.subject, split, self.chat.tokenizer, times * self._n(split), **options)
 
     def _n(self, split: str) -> int:
         return self.plan.text if split == "train" else self.plan.heldout

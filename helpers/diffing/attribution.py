@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +25,8 @@ from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import Encoded, Rows, answer_order, rows_of
 
 REMOVED = 32  # latents taken out side by side
-TRIED = 2  # tokens of each behaviour
+TRIED = 2  # decisions of each behaviour
+FIRST = 5  # latents that a reader would look at
 
 
 def shares(
@@ -49,14 +51,14 @@ def shares(
 
 
 def hardest(patched: Patched, dialogues: Sequence[Encoded], behaviours: Sequence[int], n: int) -> pd.DataFrame:
-    """The n tokens of each behaviour on which base is furthest from chat, of different dialogues: behaviour, dialogue,
-    position, kl.
+    """The n decisions for each behaviour on which base is furthest from chat, of different dialogues: behaviour,
+    dialogue, position, kl.
 
-    A position is of a behaviour if the token that it predicts is. `dialogues` are those of `patch_kl`. Behaviours that
-    no answer shows are left out.
+    A later token of an answer is one of wording: which behaviour it is of was decided before. `dialogues` are those of
+    `patch_kl`. Behaviours that no answer shows are left out.
     """
     places = zip(patched.positions.dialogue, patched.positions.position, strict=True)
-    shown = [int(dialogues[dialogue].behaviours[position + 1]) for dialogue, position in places]
+    shown = [int(dialogues[dialogue].decisions[position]) for dialogue, position in places]
     rows = patched.positions[["dialogue", "position"]].assign(behaviour=shown, kl=patched.kl[NONE])
     rows = rows[rows.behaviour.isin(behaviours)].sort_values("kl", ascending=False, kind="stable")
     first = rows.groupby(["behaviour", "dialogue"], sort=False).head(1).groupby("behaviour", sort=False).head(n)
@@ -92,11 +94,12 @@ def found_by_removal(
     behaviours: Sequence[int],
     cut: float,
 ) -> pd.DataFrame:
-    """The latent whose removal changes the prediction most, at the hardest tokens of each behaviour: a row for each.
+    """The latents whose removal changes the prediction most, at the hardest decisions of each behaviour.
 
     f1: how well each latent detects each label, (n_labels, n_latents). Columns: behaviour, kl, change (KL without the
-    latent), latent, f1 (for the behaviour), best (F1 of the best latent of all); of the latents on up to there active
-    (how many), random_f1 (their mean), random (share of them above `cut`). Where none is on, the token drops out.
+    first latent), latent, f1 (its, for the behaviour), first_f1 (the best of the first `FIRST`), best (of all latents);
+    of the latents on up to there active (how many), random_f1 (their mean), random (share of them above `cut`) and
+    random_first (how likely one of `FIRST` drawn from them is above it). Where none is on, the decision drops out.
     """
     rows = []
     for token in hardest(patch_kl(pair, dialogues, {}), dialogues, behaviours, TRIED).itertuples():
@@ -105,8 +108,10 @@ def found_by_removal(
         if len(change):
             on = own[change.index]
             row = {"behaviour": token.behaviour, "kl": token.kl, "change": change.iloc[0], "latent": change.index[0]}
-            row |= {"f1": on[0], "best": own.max(), "active": len(on), "random_f1": on.mean()}
-            rows.append(row | {"random": (on > cut).mean()})
+            row |= {"f1": on[0], "first_f1": on[:FIRST].max(), "best": own.max(), "active": len(on)}
+            row |= {"random_f1": on.mean(), "random": (on > cut).mean()}
+            none = scipy.stats.hypergeom.pmf(0, len(on), (on > cut).sum(), min(FIRST, len(on)))
+            rows.append(row | {"random_first": 1 - none})
     return pd.DataFrame(rows)
 
 

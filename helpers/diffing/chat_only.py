@@ -4,8 +4,8 @@
     by ratio     nu_reconstruction and nu_error below the paper's cuts, `latent_scaling.SPECIFIC`
 
     shrunk       weak directions called chat-only by norm though their exact Delta_norm, 1 - rho / 2, is below the cut
-    decoupled    latents called chat-only by norm whose nu_reconstruction lies where shared latents' do
-    twinned      context directions that have both a chat-only and a base-only latent
+    twinned      context directions that have both a chat-only and a base-only latent (Latent Decoupling); the ratio of
+                 such a chat-only latent is that of the share of its tokens at which base has the direction as well
 
 Tables have a row for each live latent: the columns of `latent_table`, of an injected pair those of `planted_of` too.
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from helpers.diffing.latent_scaling import NU_RANGE, SPECIFIC, inside_shared
+from helpers.diffing.latent_scaling import NU_RANGE, by_ratio
 from helpers.diffing.norms import CLASSES
 from helpers.diffing.recovery import score_planted
 
@@ -29,11 +29,6 @@ RATIOS = ["nu_error", "nu_reconstruction"]
 def by_norm(table: pd.DataFrame) -> np.ndarray:
     """Latents with a Delta_norm of the class chat-only, (rows,) bool."""
     return (table["class"] == "chat-only").to_numpy()
-
-
-def by_ratio(table: pd.DataFrame) -> np.ndarray:
-    """Latents with both ratios below the paper's cuts, (rows,) bool; False where there is no ratio."""
-    return np.all([table[f"nu_{target}"] < cut for target, cut in SPECIFIC.items()], axis=0)
 
 
 RULES = {"by norm": by_norm, "by ratio": by_ratio}
@@ -78,21 +73,43 @@ def shrunk(best: pd.DataFrame) -> float:
     return (weak.delta >= CUT).mean()
 
 
-def decoupled(table: pd.DataFrame) -> float:
-    """Share of the latents called chat-only by norm that are `inside_shared`; NaN without any."""
-    called = by_norm(table)
-    return inside_shared(table)[called].mean() if called.any() else np.nan
-
-
 def twinned(planted: pd.DataFrame, labels: Sequence[str]) -> float:
     """Share of the planted context directions of one crosscoder that have a chat-only and a base-only latent; NaN
     without any.
 
     `labels` are the kinds of all planted directions.
     """
-    classes = planted[planted.kind == "context"].groupby("planted")["class"].agg(set)
     n = labels.count("context")
-    return sum({"chat-only", "base-only"} <= found for found in classes) / n if n else np.nan
+    return len(_twins(planted)) / n if n else np.nan
+
+
+def chat_only_ratios(planted: pd.DataFrame) -> dict[str, float]:
+    """Median nu_reconstruction of the chat-only latents of one crosscoder whose direction is twinned, and of those of a
+    direction in chat alone: "twinned", "alone"; NaN without any."""
+    called = planted[by_norm(planted)]
+    parts = {"twinned": called.planted.isin(_twins(planted)), "alone": called.kind == "chat-only"}
+    return {name: called.nu_reconstruction[part].astype(float).median() for name, part in parts.items()}
+
+
+def _twins(planted: pd.DataFrame) -> list[int]:
+    """The context directions that have both."""
+    classes = planted[planted.kind == "context"].groupby("planted")["class"].agg(set)
+    return [direction for direction, found in classes.items() if {"chat-only", "base-only"} <= found]
+
+
+def counts_at(table: pd.DataFrame, cuts: Sequence[float] = (0.8, CUT)) -> pd.DataFrame:
+    """Live latents of one crosscoder from a cut of Delta_norm on, and what the ratios say of them: a row for each cut.
+
+    Columns: cut, per_1000 (of the live ones), nu_error and nu_reconstruction (medians), unspecific (the share that
+    `by_ratio` does not call chat-only); NaN where there are none.
+    """
+    rows = []
+    for cut in cuts:
+        called = table[table.delta >= cut]
+        medians = {ratio: called[ratio].astype(float).median() for ratio in RATIOS}
+        unspecific = 1 - by_ratio(called).mean() if len(called) else np.nan
+        rows.append({"cut": cut, "per_1000": 1000 * len(called) / len(table)} | medians | {"unspecific": unspecific})
+    return pd.DataFrame(rows)
 
 
 def agreement(table: pd.DataFrame, ratio: str) -> float:

@@ -13,8 +13,9 @@ When latent j fires, how much of its chat direction d = d_j^chat is there in a t
 
 Latents of an autoencoder have the activation as only target.
 
-    artefacts    share of chat-only latents whose nu lies in the central 95 % of shared ones: the base model has as much
-                 of them as of a shared latent
+    artefacts    share of latents called chat-only by norm whose ratios say that base has them as well: one of nu_error
+                 and nu_reconstruction is not below the paper's cut, `SPECIFIC`. (The paper's other count is of ratios
+                 where 95 % of the shared latents have theirs, near 1; that of a shrunk latent is near rho.)
 
 A latent that never fires has no ratio. It is counted as dead, and left out of everything else.
 
@@ -117,13 +118,15 @@ def inside_shared(table: pd.DataFrame) -> pd.Series:
     return ratio.between(*ratio[table["class"] == "shared"].quantile([0.025, 0.975]))
 
 
+def by_ratio(table: pd.DataFrame) -> np.ndarray:
+    """Latents with both ratios below the paper's cuts, (rows,) bool; False where there is no ratio."""
+    return np.all([table[f"nu_{target}"] < cut for target, cut in SPECIFIC.items()], axis=0)
+
+
 def artefact_share(table: pd.DataFrame) -> float:
-    """Share of chat-only latents inside the central 95 % of shared ones; NaN where there are none of either."""
-    alive = table[table.rate > 0]
-    chat_only = alive["class"] == "chat-only"
-    if not chat_only.any() or not (alive["class"] == "shared").any():
-        return float("nan")
-    return float(inside_shared(alive)[chat_only].mean())
+    """Share of the live chat-only latents that are not chat-only `by_ratio`; NaN where there are none."""
+    chat_only = table[(table.rate > 0) & (table["class"] == "chat-only")]
+    return 1 - float(by_ratio(chat_only).mean()) if len(chat_only) else float("nan")
 
 
 def rank_sum(table: pd.DataFrame) -> pd.Series:

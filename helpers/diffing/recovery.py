@@ -213,6 +213,16 @@ def behaviour_table(
     return pd.DataFrame(table | {name: np.where(usable, each, np.nan) for name, each in scores.items()})
 
 
+def heldout_f1(codes: scipy.sparse.csr_array, labels: np.ndarray, first: np.ndarray, n_labels: int) -> np.ndarray:
+    """F1 of each latent for each label where `first` (tokens,) bool is false, on from the cut upwards that is best
+    where it is true: (n_labels, n_latents). Only tokens that have a label count, as in `behaviour_table`."""
+    (codes_a, labels_a), (codes_b, labels_b) = (
+        (codes[some], labels[some]) for some in (first & (labels >= 0), ~first & (labels >= 0))
+    )
+    cuts, other = cut_scores(codes_a, labels_a, n_labels)[1], codes_b.toarray()
+    return np.stack([f1_scores(other >= cuts[i], labels_b, n_labels)[i] for i in range(n_labels)])
+
+
 def detection_scores(
     codes: scipy.sparse.csr_array, labellings: Mapping[str, np.ndarray], first: np.ndarray
 ) -> pd.DataFrame:

@@ -49,10 +49,15 @@ by a score of its own; the first 10, 50 and 200 are looked at. In per cent, with
 over seeds, which is Student's and may reach beyond 0 and 100:
 
 - *planted*: of the directions planted in chat alone, those that a candidate points along;
-- *behaviours*: of the behaviours that chat alone has learnt, those that a candidate detects;
-- *kl*: of the gap between base and chat, what writing the candidates into base closes;
+- *prompt*, *decision*: of the behaviours that chat alone has learnt, those that a candidate tells at the end of the
+  prompt or at the last token before the answer, chosen on one half of the dialogues and scored on the other;
+- *kl*: of the gap between base and chat, what writing the candidates into base closes that add most, one rule for all;
+  *kl-own*: the same for the method's own first. What is fitted to the difference itself, the *mean difference* with its
+  principal components, says what can be closed;
 - *false self*, *false longer*: on pairs where nothing is chat's (base against itself, and against itself trained on),
-  the candidates that the method calls chat-only all the same. Lower is better."""
+  the candidates that the method calls chat-only all the same. Lower is better; a method without a cut calls none.
+
+Directions fitted to the labels say what can be found, and random ones what luck gives."""
 
 
 def write_pages() -> None:

@@ -98,16 +98,16 @@ def test_removal_wants_a_position_that_predicts_an_answer(pair):
             removal(pair, DIALOGUES[1], position, difference)
 
 
-def test_hardest_tokens_by_hand():
-    labels = [np.array([-1, -1, 5, 5, 5, -1]), np.array([-1, 5, 5, -1, 2, 2]), np.array([-1, -1, 5, 5])]
-    dialogues = [Encoded(np.zeros(len(each)), np.zeros(len(each)), each, each) for each in labels]
-    rows = [(0, 1, 1.0), (0, 2, 7.0), (0, 3, 6.0), (0, 4, 99.0), (1, 0, 3.0), (1, 3, 8.0), (1, 4, 9.0), (2, 1, 4.0)]
+def test_hardest_decisions_by_hand():
+    decisions = [np.array([-1, 5, -1, -1, 5, -1]), np.array([-1, 5, -1, 2, -1, 2]), np.array([-1, -1, 5, -1])]
+    dialogues = [Encoded(np.zeros(len(each)), np.zeros(len(each)), np.full(len(each), 5), each) for each in decisions]
+    rows = [(0, 1, 1.0), (0, 2, 99.0), (0, 4, 7.0), (1, 1, 3.0), (1, 3, 8.0), (1, 4, 99.0), (1, 5, 9.0), (2, 2, 4.0)]
     places = pd.DataFrame(rows, columns=["dialogue", "position", "kl"])
     patched = Patched(places[["dialogue", "position"]], pd.DataFrame({"None": places.kl}))
     found = hardest(patched, dialogues, [2, 5, 6], n=2)
     assert found.to_dict("list") == {
-        "dialogue": [1, 0, 2],
-        "position": [4, 2, 1],  # 0, 4 predicts a token of the template
+        "dialogue": [1, 0, 2],  # one of each dialogue
+        "position": [5, 4, 2],  # 0, 2 and 1, 4 lie inside an answer
         "behaviour": [2, 5, 5],
         "kl": [9.0, 7.0, 4.0],
     }
@@ -126,3 +126,7 @@ def test_the_latent_found_by_removal_by_hand(monkeypatch):
     }  # fmt: skip
     assert (row["f1"], row["best"], row["active"], row["random"]) == (0.3, 0.8, 2, 0.5)
     assert row["random_f1"] == pytest.approx(0.45)
+    assert (row["first_f1"], row["random_first"]) == (0.6, 1.0)  # both of the two are among the first five
+    monkeypatch.setattr(attribution, "FIRST", 1)
+    [row] = found_by_removal(None, [None], None, f1, [0, 1], 0.5).to_dict("records")
+    assert (row["first_f1"], row["random_first"]) == (0.3, pytest.approx(0.5))

@@ -11,8 +11,9 @@ from helpers.diffing.chat_only import (
     best_matches,
     by_norm,
     by_ratio,
+    chat_only_ratios,
+    counts_at,
     counts_below,
-    decoupled,
     larger_ratio,
     lowest,
     rule_scores,
@@ -75,19 +76,36 @@ def test_shrunk_leaves_out_what_is_rightly_called_chat_only():
     assert np.isnan(shrunk(table[:1]))
 
 
-def test_decoupled_are_chat_only_latents_where_the_shared_ones_lie():
-    nu = [*np.linspace(0.9, 1.1, 41), 1.0, 0.1]
-    table = pd.DataFrame({"class": ["shared"] * 41 + ["chat-only"] * 2, "nu_reconstruction": nu})
-    assert decoupled(table) == 1 / 2
-    assert np.isnan(decoupled(table[:41]))
-
-
 def test_twinned_asks_for_a_latent_of_either_model():
     columns = ["kind", "planted", "class"]
     both = [["context", 0, "chat-only"], ["context", 0, "base-only"]]
     table = latents([*both, ["context", 1, "chat-only"], ["shared", 2, "other"]], columns)
     assert twinned(table, ["context", "context", "shared", "context", "context"]) == 1 / 4
     assert twinned(table[2:], ["context"]) == 0
+
+
+def test_the_ratio_of_chat_only_latents_of_twinned_and_of_true_directions():
+    columns = ["kind", "planted", "class", "nu_reconstruction"]
+    rows = [
+        ["context", 0, "chat-only", 0.5],
+        ["context", 0, "base-only", 9.0],
+        ["context", 1, "chat-only", 0.9],  # without a twin
+        ["chat-only", 2, "chat-only", 0.1],
+        ["chat-only", 3, "chat-only", 0.3],
+        ["chat-only", 3, "shared", 1.0],
+    ]
+    assert chat_only_ratios(latents(rows, columns)) == {"twinned": 0.5, "alone": pytest.approx(0.2)}
+    assert np.isnan(chat_only_ratios(latents(rows[1:], columns))["twinned"])
+
+
+def test_counts_at_each_cut_with_what_the_ratios_say():
+    columns = ["delta", "nu_error", "nu_reconstruction"]
+    rows = [[0.5, 1.0, 1.0], [0.85, 0.1, 0.4], [0.95, 0.1, 0.6], [1.0, 0.3, np.nan]]
+    found = counts_at(latents(rows, columns)).set_index("cut")
+    assert found.per_1000.to_dict() == {0.8: 750.0, 0.9: 500.0}
+    assert found.nu_error.to_dict() == {0.8: 0.1, 0.9: pytest.approx(0.2)}
+    assert found.nu_reconstruction[0.9] == 0.6 and found.unspecific.to_dict() == {0.8: pytest.approx(2 / 3), 0.9: 1.0}
+    assert counts_at(latents(rows[:1], columns)).drop(columns=["cut", "per_1000"]).isna().all(axis=None)
 
 
 def test_agreement_leaves_out_ratios_that_mean_nothing():

@@ -160,21 +160,12 @@ def test_inside_the_middle_of_the_shared_ones():
     assert not inside_shared(table[101:]).any()
 
 
-def table_of(names, nu, rate=None):
-    return pd.DataFrame({"class": names, "nu_reconstruction": nu, "rate": rate or [0.1] * len(names)})
-
-
-def test_artefacts_are_those_that_look_shared():
-    names = ["shared"] * 41 + ["chat-only"] * 4
-    nu = [*np.linspace(0.5, 1.5, 41), 0.0, 0.1, 1.0, 2.0]
-    assert artefact_share(table_of(names, nu)) == 0.25
-    dead = [0.1] * 41 + [0.1, 0.1, 0.0, 0.1]  # the one inside never fires
-    assert artefact_share(table_of(names, nu, dead)) == 0.0
-
-
-def test_artefacts_need_both_classes():
-    assert np.isnan(artefact_share(table_of(["shared"] * 3, [1.0] * 3)))
-    assert np.isnan(artefact_share(table_of(["chat-only", "other"], [1.0] * 2)))
+def test_artefacts_are_chat_only_by_norm_and_not_by_ratio():
+    names = ["shared", *["chat-only"] * 5]
+    ratios = {"nu_reconstruction": [1.0, 0.4, 0.6, 0.4, np.nan, 0.0], "nu_error": [1.0, 0.1, 0.1, 0.3, np.nan, 0.0]}
+    table = pd.DataFrame({"class": names, "rate": [0.1] * 5 + [0.0]} | ratios)  # the last never fires
+    assert artefact_share(table) == 3 / 4
+    assert np.isnan(artefact_share(table[:1])) and np.isnan(artefact_share(table[5:]))
 
 
 def test_summary_leaves_dead_latents_out():

@@ -20,6 +20,7 @@ from helpers.diffing.recovery import (
     detection_scores,
     directions,
     f1_scores,
+    heldout_f1,
     planted_of,
     rank_of,
     recalls,
@@ -225,6 +226,16 @@ def test_a_score_is_that_of_the_other_half():
     assert row.n == there.sum()
     assert row.auroc == pytest.approx(roc_auc_score(there, dense[:, row.latent]))
     assert row.f1 == pytest.approx(f1_score(there, dense[:, row.f1_latent] >= row.cut))
+
+
+@given(st.integers(0, 2**31))
+def test_the_f1_of_every_latent_on_the_other_half_is_that_of_a_table_with_this_latent_alone(seed):
+    codes, labels, n = some_codes(seed)
+    codes, first = scipy.sparse.csr_array(codes), np.arange(len(labels)) % 2 == 0
+    found = heldout_f1(codes, labels, first, n)
+    for j in range(codes.shape[1]):
+        alone = behaviour_table(codes[:, [j]], labels, first, range(n)).f1
+        np.testing.assert_allclose(found[alone.notna(), j], alone.dropna())
 
 
 def test_what_cannot_be_chosen_is_not_and_what_is_missing_has_no_score():
