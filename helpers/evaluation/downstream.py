@@ -36,13 +36,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from helpers.activations.stream import normalise, undo
+from helpers.activations.stream import Scale, normalise, undo
 from helpers.base.checks import require_finite
 from helpers.base.stats import ROUNDING, recovered, resampled_columns
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.subjects.subject import Subject, token_losses
 
 Replace = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
+Prepare = Callable[[Tensor], tuple[Tensor, Scale]]  # residuals to what an autoencoder reads, and the way back
 BATCH_ROWS = 16  # rows of text a pass
 DRAWS = 1000  # resamplings of rows
 
@@ -55,8 +56,10 @@ class Losses(NamedTuple):
     kl: Tensor  # (n_replacements, n_rows)
 
 
-def downstream(subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder], mean: Tensor) -> pd.DataFrame:
-    """A row for each autoencoder, all on the same token rows (n_rows, T); `mean` (d_model,) of normalised activations.
+def downstream(
+    subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder], mean: Tensor, prepare: Prepare = normalise
+) -> pd.DataFrame:
+    """A row for each autoencoder, all on the same token rows (n_rows, T); `mean` (d_model,) of prepared activations.
 
     Columns, in nats a token: ce_original, ce_zero, ce_mean, ce, kl, delta_ce. Shares: recovered_zero, recovered_mean;
     NaN if the ablation costs nothing. delta_ce and the shares have `_low` and `_high`: 95 % of resamplings of
@@ -65,7 +68,7 @@ def downstream(subject: Subject, rows: Tensor, saes: Sequence[SparseAutoencoder]
     """
     if wrong := {sae.d_model for sae in saes} - {subject.d_model}:
         raise ValueError(f"{subject.name} is {subject.d_model} wide, autoencoders are {sorted(wrong)}: use its own")
-    replacements = [torch.zeros_like, ablation(mean), *map(reconstruction, saes)]
+    replacements = [torch.zeros_like, ablation(mean, prepare), *(reconstruction(sae, prepare) for sae in saes)]
     losses = splice_losses(subject, rows, replacements)
     drawn = (losses.ce - losses.original) @ _weights(len(rows)).T  # (replacements, 1 + draws)
     zero, average, delta_ce = drawn[0], drawn[1], drawn[2:]
@@ -96,24 +99,24 @@ def where(studied: Tensor, replace: Replace) -> Replace:
     return lambda residuals: torch.where(studied.to(residuals.device).unsqueeze(-1), replace(residuals), residuals)
 
 
-def reconstruction(sae: SparseAutoencoder) -> Replace:
-    """Residuals as `sae` rebuilds them; each token keeps its own mean and norm."""
+def reconstruction(sae: SparseAutoencoder, prepare: Prepare = normalise) -> Replace:
+    """Residuals as `sae` rebuilds them; each token keeps its own mean and norm, or what else `prepare` takes away."""
 
     def replace(residuals: Tensor) -> Tensor:
-        x, scale = normalise(residuals)
+        x, scale = prepare(residuals)
         return undo(sae.eval()(x.flatten(0, 1)).view_as(x), scale)
 
     return replace
 
 
-def decoded(x_hat: Tensor) -> Replace:
-    """Given normalised activations (B, T, d_model); each token keeps its own mean and norm."""
-    return lambda residuals: undo(x_hat.to(residuals), normalise(residuals)[1])
+def decoded(x_hat: Tensor, prepare: Prepare = normalise) -> Replace:
+    """Given prepared activations (B, T, d_model); each token keeps its own mean and norm."""
+    return lambda residuals: undo(x_hat.to(residuals), prepare(residuals)[1])
 
 
-def ablation(mean: Tensor) -> Replace:
-    """The same normalised activation (d_model,) for every token; each keeps its own mean and norm."""
-    return lambda residuals: decoded(mean.expand_as(residuals))(residuals)
+def ablation(mean: Tensor, prepare: Prepare = normalise) -> Replace:
+    """The same prepared activation (d_model,) for every token; each keeps its own mean and norm."""
+    return lambda residuals: decoded(mean.expand_as(residuals), prepare)(residuals)
 
 
 def rescaled(

@@ -107,12 +107,12 @@ class Published(NamedTuple):
 
     def measured(self, x: Tensor) -> "Published":
         """The same, the scale of its activations measured on raw ones, (n, d_model) or (n, 2, d_model): folded into an
-        autoencoder, one for each model of a crosscoder.
+        autoencoder, one for each model of a crosscoder. Itself where there is nothing to measure.
 
-        Raises ValueError where nothing is to be measured, and for a sample that is empty or not finite.
+        Raises ValueError for a sample that is empty or not finite.
         """
         if self.origin.inputs.mode != "mean norm":
-            raise ValueError(f"its inputs are '{self.origin.inputs.mode}': there is no scale to measure")
+            return self
         require_finite(x, "activations", "check the subject and its dtype")
         norm = x.norm(dim=-1, keepdim=True).mean(0) / self.dictionary.d_model**0.5
         if not (norm > 0).all():
@@ -128,17 +128,18 @@ class Published(NamedTuple):
     def require(self, subject: Any = None, latents: Sequence[int] = ()) -> "Published":
         """Itself, if it reads the site of `subject`, a `Subject` or `SubjectPair`, and has all of `latents`.
 
-        Raises ValueError for another width or site, and for a latent that it does not have.
+        Raises ValueError for another width or site, one model where it reads two, and a latent that it does not have.
         """
         d_model, n = self.dictionary.d_model, self.dictionary.n_latents
-        if subject is not None and d_model != subject.d_model:
+        model = getattr(subject, "base", subject)  # of a pair: both models have its width
+        if subject is not None and model is subject and isinstance(self.dictionary, Crosscoder):
+            raise ValueError(f"{self.origin.source} reads two models, {subject.name} is one: pass the pair")
+        if subject is not None and d_model != model.d_model:
+            raise ValueError(f"{self.origin.source} is {d_model} wide, {model.name} {model.d_model}: use its own model")
+        if subject is not None and self.origin.site not in (None, model.site):
             raise ValueError(
-                f"{self.origin.source} is {d_model} wide, {subject.name} {subject.d_model}: use its own model"
-            )
-        if subject is not None and self.origin.site not in (None, subject.site):
-            raise ValueError(
-                f"{self.origin.source} reads {self.origin.hook}, the site of {subject.name} is {subject.site}: load "
-                "the subject at that layer, or another dictionary"
+                f"{self.origin.source} reads {self.origin.hook}, the site of {model.name} is {model.site}: load the "
+                "subject at that layer, or another dictionary"
             )
         if missing := [j for j in latents if not 0 <= j < n]:
             raise ValueError(f"{self.origin.source} has latents 0 to {n - 1}, and no {missing[0]}")

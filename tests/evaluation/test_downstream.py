@@ -130,6 +130,17 @@ def test_the_table_holds_means_over_rows(folder, subject):
     assert abs(found.recovered_zero - found.recovered_mean) > 0.01
 
 
+def test_activations_may_be_prepared_otherwise(folder, subject):
+    rows, twin, sae = likely_rows(subject), Twin(folder, LAYER), random_sae()
+    raw = lambda x: normalise(x, "none")  # noqa: E731 (as a published dictionary passes its own)
+    mean = torch.arange(D_MODEL).float()
+    found = downstream(subject, rows, [sae], mean, raw).iloc[0]
+    ce, kl = slow_losses(twin, rows, lambda r: sae.eval()(r.flatten(0, 1)).view_as(r)).mean(1).tolist()[1:]
+    ce_mean = slow_losses(twin, rows, lambda r: mean.expand_as(r).clone())[1].mean().item()
+    assert [found.ce, found.kl, found.ce_mean] == pytest.approx([ce, kl, ce_mean], abs=1e-4)
+    assert abs(found.ce - downstream(subject, rows, [sae], mean).ce[0]) > 1e-3
+
+
 def test_a_perfect_reconstruction_costs_nothing_and_is_worth_all_the_compute(subject):
     rows = some_rows()
     table = downstream(subject, rows, [perfect_sae()], mean_of(subject, rows))

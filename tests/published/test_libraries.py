@@ -107,7 +107,8 @@ def test_a_scale_that_the_files_do_not_hold_is_measured(tmp_path, value):
     measured = published.measured(X)
     torch.testing.assert_close(measured.encode(X), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(measured.dictionary(X), (z @ t["W_dec"] + t["b_dec"]) / factor, rtol=1e-5, atol=1e-5)
-    assert measured.origin.inputs.mode == "none" and "measured" in str(published) and "measured" not in str(measured)
+    assert measured.measured(X) is measured and measured.origin.inputs.mode == "none"
+    assert "measured" in str(published) and "measured" not in str(measured)
 
 
 def test_a_fine_tuned_scaling_factor_acts_on_the_reconstruction_alone(tmp_path):

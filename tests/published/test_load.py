@@ -87,6 +87,17 @@ def test_width_site_and_latents_are_compared_with_what_is_asked_for(tmp_path):
             load_dictionary(folder, latents=[3, latent])
 
 
+def test_a_crosscoder_asks_for_a_pair(tmp_path):
+    path = put(tmp_path, "model.safetensors", pair(), {"trainer": {"layer": 9}})
+    both = SimpleNamespace(name="base | chat", base=subject(), chat=subject(), d_model=2 * D, site=subject().site)
+    assert load_dictionary(path, both).dictionary.d_model == D
+    with pytest.raises(ValueError, match="reads two models, small is one: pass the pair"):
+        load_dictionary(path, subject())
+    both.base.d_model = D + 1
+    with pytest.raises(ValueError, match="is 6 wide, small 7"):
+        load_dictionary(path, both)
+
+
 def test_it_says_what_it_has_found(tmp_path):
     published = load_dictionary(put(tmp_path / PLACE, "params.safetensors", scope(str.lower), SETTINGS))
     expected = "Gemma Scope 2 JumpReLU: 10 latents, 6 wide, float32, blocks.9.hook_resid_post, inputs: none"
