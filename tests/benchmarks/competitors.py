@@ -33,10 +33,11 @@ def suite(method: str, d_model: int, n_latents: int, l0: int, x: Tensor) -> Step
     config = TrainConfig(10**9, lr=1e-9, sparsity=PRICE, remedy=Remedy())  # slow, so that L0 stays
     training = Training(sae, config, x)
     with torch.no_grad():
-        highest = sae.pre_acts(x[:256]).flatten().topk(round(WITHIN * 256 * l0)).values
-        threshold = highest[256 * l0 - 1]
+        pre_acts = sae.pre_acts(x[:256]).flatten()
+        threshold = pre_acts.topk(256 * l0).values.min()
         if method == "JumpReLU":
-            scale = sae.activation.bandwidth / 2 / (threshold - highest[-1])  # the window ends at the last of them
+            floor = pre_acts.topk(round(WITHIN * 256 * l0)).values.min()
+            scale = sae.activation.bandwidth / 2 / (threshold - floor)
             sae.W_enc *= scale
             sae.activation.log_threshold.fill_((scale * threshold).log())
         elif not method.endswith("TopK"):
