@@ -11,6 +11,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NAMED = {
     "helpers.notebook.run": ["Run"],
     "helpers.dictionaries.sweeps": ["ACTIVATIONS"],
+    "helpers.published.load": ["LAYOUTS"],
     "helpers.diffing.methods": ["Method", "STANDARD", "of_crosscoder", "of_directions", "of_sae"],
 }
 
@@ -33,7 +34,9 @@ def test_names_that_it_gives_are_in_their_modules(module):
     assert [name for name in NAMED[module] if not hasattr(found, name) or not re.search(rf"\b{name}\b", TEXT)] == []
 
 
-@pytest.mark.parametrize("title", ["a notebook", "an architecture", "a diffing method"])
+@pytest.mark.parametrize(
+    "title", ["a notebook", "an architecture", "a diffing method", "a layout of published dictionaries"]
+)
 def test_a_recipe_has_fewer_than_ten_lines(title):
     recipe = re.search(rf"^## Add {title}\n\n(.+?)\n\n##", TEXT, re.MULTILINE | re.DOTALL)[1]
     assert len(recipe.splitlines()) < 10

@@ -1,6 +1,7 @@
 """Tensors and settings out of other people's files. Only data is read: no code in a pickle is ever run."""
 
 import json
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -42,6 +43,11 @@ class Files:
         """The end of the path, which in many releases says what a file is; with the repository in the hub's cache."""
         return "/".join(self.path.parts[-8:])
 
+    @property
+    def names(self) -> str:
+        """The first of the tensors' names: a language model has hundreds."""
+        return ", ".join([*self.content][:8]) + (", and more" if len(self.content) > 8 else "") or "none"
+
     def ndim(self, name: str) -> int:
         """0 for what is not there."""
         value = self.content.get(name)
@@ -54,7 +60,7 @@ class Files:
         """Of a tensor of floats with so many axes."""
         value = self.content.get(name)
         if not isinstance(value, Tensor):
-            raise ValueError(f"{self.path} has no tensor {name}, only {', '.join(self.content) or 'none'}")
+            raise ValueError(f"{self.path} has no tensor {name}, only {self.names}")
         if value.dtype not in FLOATS:
             raise ValueError(f"{name} in {self.path} is {value.dtype}: weights must be floats of 16 bits or more")
         if value.ndim != ndim or not value.numel():
@@ -75,7 +81,7 @@ class Files:
         """One number among the tensors, or `otherwise`, what the settings say of it."""
         value = self.content.get(name, otherwise)
         value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"neither {self.path} nor the settings beside it say what {name} is: fetch both again")
         return value
 

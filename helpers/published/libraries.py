@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder
 from helpers.published import build
 from helpers.published.files import Files
-from helpers.published.origin import MEASURE, Inputs, Origin, Published
+from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.released import layer_normed
 
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
@@ -47,7 +47,7 @@ def sae_lens(files: Files) -> Published:
         case None | False | "none":
             return Published(build.autoencoder(*parts, centred), origin)
         case True | "expected_average_only_in":
-            return Published(build.autoencoder(*parts, centred), origin.with_inputs(Inputs("mean norm"), MEASURE))
+            return Published(build.autoencoder(*parts, centred), origin.with_inputs(Inputs("mean norm")))
         case "layer_norm":
             return layer_normed(*parts, origin, centred)
         case "constant_norm_rescale":
@@ -123,8 +123,18 @@ def _sae_lens_origin(files: Files, architecture: str) -> Origin:
     about = files.settings | (files.settings.get("metadata") or {})
     hook = about.get("hook_name") or about.get("hook_point")
     where = {"model": about.get("model_name"), "hook": hook}
-    text = {"context": about.get("context_size"), "bos": about.get("prepend_bos")}
+    text = {"context": about.get("context_size"), "bos": about.get("prepend_bos"), "caution": _of_heads(about)}
     return Origin(f"SAELens {architecture}", files.source, files.dtype("W_dec"), **where, **text)
+
+
+def _of_heads(about: dict) -> str:
+    """What is to know of an autoencoder that reads inside attention."""
+    if (head := about.get("hook_head_index")) is not None:
+        return f"it reads head {head} alone"
+    old = "reshape_activations" not in about and "hook_z" in str(about.get("hook_name") or about.get("hook_point"))
+    return (
+        "it reads all heads side by side: flatten them" if old or about.get("reshape_activations") == "hook_z" else ""
+    )
 
 
 def _dictionary_learning_origin(files: Files, kind: str, trainer: dict) -> Origin:

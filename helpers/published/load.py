@@ -58,7 +58,7 @@ def load_dictionary(
     layout = next((layout for layout in LAYOUTS if layout.fits(files)), None)
     if layout is None:
         raise ValueError(
-            f"{files.path} with tensors {', '.join(files.content) or 'none'} is in no layout known here "
+            f"{files.path} with tensors {files.names} is in no layout known here "
             f"({', '.join(known.name for known in LAYOUTS)}): a cfg.json or config.json may be missing beside it"
         )
     return layout.read(files).require(subject, latents)

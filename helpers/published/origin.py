@@ -70,7 +70,7 @@ class Origin:
     caution: str = ""
 
     def with_inputs(self, inputs: Inputs, caution: str = "") -> "Origin":
-        return dataclasses.replace(self, inputs=inputs, caution=caution)
+        return dataclasses.replace(self, inputs=inputs, caution=caution or self.caution)
 
     @property
     def site(self) -> str | None:
@@ -155,4 +155,5 @@ class Published(NamedTuple):
         origin, sae = self.origin, self.dictionary
         place = " at ".join(part for part in (origin.model, origin.hook) if part) or "place unknown"
         text = f"{origin.kind}: {sae.n_latents:,} latents, {sae.d_model} wide, {origin.dtype}, {place}"
-        return f"{text}, inputs: {origin.inputs.mode}" + (f"; {origin.caution}" if origin.caution else "")
+        cautions = origin.caution, MEASURE if origin.inputs.mode == "mean norm" else ""
+        return "; ".join([f"{text}, inputs: {origin.inputs.mode}", *filter(None, cautions)])

@@ -15,7 +15,7 @@ from helpers.dictionaries.crosscoders import N_MODELS
 from helpers.published import build
 from helpers.published.files import Files
 from helpers.published.libraries import UNTRAINED
-from helpers.published.origin import MEASURE, Inputs, Origin, Published
+from helpers.published.origin import Inputs, Origin, Published
 
 CODES = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
 SIZES = {"CROSSCODER": "sum", "SAE": "joint", "DECOUPLED": "decoupled"}
@@ -39,12 +39,13 @@ def crosscoder_learning(files: Files) -> Published:
     code = _code(files, trainer)
     if code not in SIZES:
         raise files.cannot(f"its latents are ranked by {code}, and ours by {', '.join(SIZES)}")
-    thresholds = files.content["threshold"].flatten().float()
-    k = files.number("k", trainer.get("k"))
-    crosscoder = build.crosscoder(*weights, *biases, build.batch_topk(k, thresholds[0].item()), SIZES[code])
-    if code == "DECOUPLED":
-        crosscoder.activation_chat = build.batch_topk(k, files.take("threshold", N_MODELS)[1].item()).eval()
-    caution = UNTRAINED if thresholds.min() < 0 else ""
+    apart = code == "DECOUPLED"
+    thresholds = files.take("threshold", N_MODELS).tolist() if apart else [files.number("threshold")]
+    activations = [build.batch_topk(files.number("k", trainer.get("k")), threshold) for threshold in thresholds]
+    crosscoder = build.crosscoder(*weights, *biases, activations[0], SIZES[code])
+    if apart:
+        crosscoder.activation_chat = activations[1].eval()
+    caution = UNTRAINED if min(thresholds) < 0 else ""
     return Published(crosscoder, origin.with_inputs(origin.inputs, caution))
 
 
@@ -61,7 +62,7 @@ def kissane(files: Files) -> Published:
         "context": settings.get("seq_len"),
     }
     origin = Origin("Kissane CrossCoder", files.source, files.dtype("W_dec"), **where)
-    return Published(crosscoder, origin.with_inputs(Inputs("mean norm"), MEASURE))
+    return Published(crosscoder, origin.with_inputs(Inputs("mean norm")))
 
 
 def _of_two(files: Files, models: int) -> None:

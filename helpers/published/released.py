@@ -49,8 +49,8 @@ def openai(files: Files) -> Published:
 
 
 def gemma_scope(files: Files) -> Published:
-    if aside := re.search(r"embedding|transcoder", files.place):
-        raise files.cannot(f"it is an {aside[0]} of Gemma Scope, and no autoencoder of one place")
+    if aside := re.search(r"gemma-scope[^/]*-(transcoder)s\b|gemma-scope[^/]*/(?:[^/]*/)*(embedding)/", files.place):
+        raise files.cannot(f"it is an {aside[1] or aside[2]} of Gemma Scope, and no autoencoder of one place")
     n, _ = files.shape("W_dec", 2)
     files.agree({"width": _width(files)}, {"width": _short(n)})
     of = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att)\b", files.place)

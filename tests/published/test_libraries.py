@@ -141,6 +141,21 @@ def test_what_sae_lens_has_and_we_cannot_read_is_one_sentence(tmp_path, settings
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "more", "caution"),
+    [
+        ({"hook_name": "blocks.2.attn.hook_z"}, {"reshape_activations": "hook_z"}, "all heads side by side"),
+        ({"hook_name": "blocks.2.attn.hook_z"}, {}, "all heads side by side"),
+        ({"hook_name": "blocks.2.attn.hook_q", "hook_head_index": 0}, {"reshape_activations": "none"}, "head 0 alone"),
+        ({"hook_name": "blocks.2.hook_resid_post"}, {"reshape_activations": "none"}, ""),
+    ],
+)
+def test_what_reads_inside_attention_says_so(tmp_path, metadata, more, caution):
+    published = load_dictionary(put_lens(tmp_path, lens(), {"metadata": metadata, **more}))
+    assert caution in published.origin.caution and bool(caution) == bool(published.origin.caution)
+    assert caution in str(published)
+
+
 def test_sparsify(tmp_path):
     t = {"encoder.weight": random(N, D), "W_dec": random(N, D), "encoder.bias": random(N), "b_dec": random(D)}
     settings = {"d_in": D, "k": 3, "num_latents": 0, "expansion_factor": 32, "activation": "topk"}

@@ -62,6 +62,17 @@ def test_a_wrong_path_in_a_folder_that_exists_is_not_looked_for_on_the_hub(tmp_p
         load_dictionary("downloads/sae")
 
 
+def test_a_place_that_the_repository_does_not_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "snapshot", lambda repo, whole, instead, **files: whole(tmp_path))
+    with pytest.raises(FileNotFoundError, match="the repository has no layer_77 with weights in it"):
+        load_dictionary("owner/repository/layer_77")
+
+
+def test_a_language_model_is_no_dictionary_and_not_all_its_tensors_are_named(tmp_path):
+    with pytest.raises(ValueError, match="tensors h.0, h.1, .*, h.7, and more is in no layout"):
+        load_dictionary(put(tmp_path, "model.safetensors", {f"h.{i}": random(2) for i in range(10)}))
+
+
 def test_an_unknown_layout_names_its_tensors_and_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="tensors A, B is in no layout known here .*SAELens.*may be missing beside it"):
         load_dictionary(put(tmp_path, "model.safetensors", {"A": random(2), "B": random(3)}))

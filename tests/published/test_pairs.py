@@ -80,6 +80,13 @@ def test_activations_scaled_in_training_stay_scaled_so_that_norms_keep_their_mea
     assert published.dictionary.decoders.equal(t["decoder.weight"]) and published.origin.inputs.mode == "fixed"
 
 
+@pytest.mark.parametrize("threshold", [torch.tensor(torch.nan), torch.tensor([1.0, 2.0])])
+def test_a_threshold_that_is_none_is_refused(tmp_path, threshold):
+    t = pair(k=torch.tensor(3), threshold=threshold, **code("CROSSCODER"))
+    with pytest.raises(ValueError, match="nor the settings beside it say what threshold is"):
+        load_dictionary(put(tmp_path, "model.safetensors", t))
+
+
 @pytest.mark.parametrize("name", ["MIXED", "NONE"])
 def test_a_ranking_that_is_not_ours_is_refused(tmp_path, name):
     t = pair(k=torch.tensor(3), threshold=torch.tensor(2.0), **code(name))
