@@ -147,9 +147,11 @@ def _runs(owner: str) -> bool:
 
 def _sweep_leftovers(path: Path) -> None:
     """Remove what is left of earlier attempts to write `path`, and whatever else has lain beside it for a week."""
-    old = [left for left in _leftovers(path, "*") if time.time() - left.stat().st_mtime > 7 * 86_400]
-    for left in [*_leftovers(path), *old]:
-        left.unlink(missing_ok=True)
+    own = _leftovers(path)
+    for left in _leftovers(path, "*"):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed, or another process was faster
+            if left in own or time.time() - left.stat().st_mtime > 7 * 86_400:
+                left.unlink()
 
 
 def _umask() -> int:

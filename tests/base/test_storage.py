@@ -335,3 +335,8 @@ def test_who_does_not_wait_is_told_and_the_lock_of_a_killed_process_is_free(tmp_
     with alone(path, wait=False) as ours:
         assert ours
     assert everything(path.parent) == {}
+
+
+def test_a_leftover_that_another_process_removes_first_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_leftovers", lambda path, name=None: [tmp_path / ".gone"])
+    assert files.write_atomic(tmp_path / "file", "text").read_text() == "text"
