@@ -16,6 +16,8 @@ from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 from tiny_shelf import open_shelf  # noqa: F401 (a fixture for all)
 
+from helpers.suite.run import lanes
+
 settings.register_profile(
     "suite", derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -26,6 +28,12 @@ PARAMETERS = 'scale = "laptop"\nsubject = "embedded"\nseed = 0'
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "test_notebooks.py")  # stable: the rest keeps its order
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests run as many at a time as notebooks do: each worker may have one under way."""
+    return lanes("smoke")
 
 
 @pytest.fixture(autouse=True)

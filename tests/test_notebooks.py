@@ -171,7 +171,8 @@ def test_outputs_belong_to_the_source(path):
 
 @pytest.mark.parametrize("path", SUITE, ids=name_of)
 def test_runs_at_smoke_scale_and_leaves_its_claims(path, tmp_path, results_folder):
-    outcome = execute(path, SMOKE, tmp_path / "copy.ipynb", limit_s=1800)
+    share = notebooks.share_of_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    outcome = execute(path, SMOKE, tmp_path / "copy.ipynb", limit_s=1800, environment=share)
     assert not outcome.error, str(outcome)
     if path.parent.name != "solutions":
         results = json.loads((results_folder / "embedded-smoke" / f"{number_of(path)}.json").read_text())
