@@ -19,7 +19,7 @@ from helpers.diffing.leaderboard import Found, sized
 from helpers.diffing.patching import difference_of
 from helpers.diffing.reading import along, linear_probes, mean_differences, sparse_codes
 from helpers.diffing.recovery import auroc_scores, cut_scores, f1_scores, match_planted, recalls
-from helpers.diffing.steering import add
+from helpers.diffing.steering import ablate, add
 from helpers.evaluation.downstream import splice_losses, spliced_loss
 from helpers.evaluation.explanations import Example, explain
 from helpers.evaluation.probe_tasks import Labelled, common_tasks
@@ -62,10 +62,11 @@ def subject(tmp_path_factory):
         lambda: cut_scores(TORN[:, 1].abs().numpy() + math.inf, LABELS, 2),
         lambda: explain(lambda texts, _: np.full(len(texts), np.nan), [Example(0, np.arange(3), 1.0)], 0),
         lambda: add(torch.ones(3), math.inf),
+        lambda: ablate(torch.ones(3), torch.tensor([0.0, math.nan, 0.0])),
     ],
 )
 def test_what_is_not_finite_is_refused_in_a_later_row_too(read):
-    with pytest.raises(ValueError, match="NaN or infinite|not finite|finite strength"):
+    with pytest.raises(ValueError, match="NaN or infinite|not finite|finite length"):
         read()
 
 

@@ -28,6 +28,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from helpers.base.checks import require_finite
 from helpers.subjects.behaviours import Prompts, continued, judge, prompts_of, side_by_side
 from helpers.subjects.subject import Subject
 from helpers.text.dialogues import BEHAVIOURS
@@ -54,9 +55,10 @@ def add(direction: Tensor, length: float) -> Change:
 def ablate(direction: Tensor, neutral: Tensor) -> Change:
     """The component along a direction becomes that of the neutral mean, both (d_model,).
 
-    Raises ValueError for a zero direction.
+    Raises ValueError for a zero direction, and for a mean that is not finite.
     """
     unit = _unit(direction)
+    require_finite(neutral, "numbers of the neutral mean", "check the prompts and the subject's dtype")
     return lambda x: x - ((x - neutral.to(x)) @ unit.to(x)).unsqueeze(-1) * unit.to(x)
 
 
