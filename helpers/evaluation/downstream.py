@@ -44,7 +44,6 @@ from helpers.subjects.subject import Subject, token_losses
 
 Replace = Callable[[Tensor], Tensor]  # residuals (B, T, d_model) to others of that shape
 Prepare = Callable[[Tensor], tuple[Tensor, Scale]]  # residuals to what an autoencoder reads, and the way back
-BATCH_ROWS = 16  # rows of text a pass
 DRAWS = 1000  # resamplings of rows
 
 
@@ -84,10 +83,10 @@ def downstream(
 def splice_losses(subject: Subject, rows: Tensor, replacements: Sequence[Replace]) -> Losses:
     """Losses of the subject, and with each replacement at its site where it is studied, on token rows (n_rows, T).
 
-    Blocks up to the site run once for all. Memory: three tensors (BATCH_ROWS, T, n_vocab) in float32.
+    Blocks up to the site run once for all. Memory: three tensors of the logits of one of `Subject.passes`, in float32.
     """
     _require_rows(subject, rows)
-    parts = tqdm(rows.split(BATCH_ROWS), "splice", unit="batch", delay=2, leave=False)
+    parts = tqdm(subject.passes(rows), "splice", unit="batch", delay=2, leave=False)
     original, ce, kl = zip(*(_batch(subject, part, replacements) for part in parts), strict=True)
     losses = Losses(torch.cat(original), torch.cat(ce, 1), torch.cat(kl, 1))
     require_finite(losses.ce, "losses after a splice, by replacement and row,", "check what the replacement gives")
@@ -146,7 +145,7 @@ def spliced_loss(subject: Subject, sae: SparseAutoencoder, rows: Tensor, codes: 
         raise ValueError("codes are NaN or infinite: check the prediction and its scale")
     x_hat = torch.as_tensor(codes @ sae.W_dec.detach().cpu().numpy()).view(*rows.shape, -1) + sae.b_dec.detach().cpu()
     total = 0.0
-    for ids, part in zip(rows.split(BATCH_ROWS), x_hat.split(BATCH_ROWS), strict=True):
+    for ids, part in zip(subject.passes(rows), subject.passes(x_hat), strict=True):
         logits = subject.splice(ids, where(subject.studied(ids), decoded(part)))
         total += token_losses(logits, ids)[:, 1:].sum().item()
     return total / (rows.numel() - 2 * len(rows))

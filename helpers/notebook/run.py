@@ -154,6 +154,8 @@ class Run:
     def save(self) -> Path:
         """Write the results file in one step; call it as often as you like."""
         identity = {key: getattr(self, key) for key in ("notebook", "scale", "subject", "seed")}
+        if self.subject == "gemma":
+            identity["model"] = _gemma()
         minutes = (time.monotonic() - self._start) / 60
         cost = {"minutes": round(minutes, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}
         cost |= {"minutes_spent_on": self._spent_on(minutes), "threads": torch.get_num_threads()}
@@ -175,6 +177,13 @@ class Run:
         if home != self.notebook:
             raise ValueError(f"{claim_id} belongs to notebook {home}, not {self.notebook}: see data/claims.csv")
         return claims[claim_id]
+
+
+def _gemma() -> str:
+    """Which Gemma was studied: the packaged one, or what $SUITE_GEMMA names."""
+    from helpers.subjects.subject import subject_for  # slow to import, and every notebook has done it
+
+    return subject_for("gemma")
 
 
 def provenance() -> dict[str, str]:

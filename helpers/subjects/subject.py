@@ -35,6 +35,8 @@ from helpers.base.checks import require_finite
 from helpers.subjects.model_files import load_pretrained
 from helpers.subjects.packaged import GEMMA
 
+ROWS_A_PASS = 16  # about 2,000 tokens stay near the processor
+LOGITS_A_PASS = 2**26  # numbers: 0.27 GB in float32, two rows of 128 tokens for Gemma's vocabulary of 262,144
 SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for; no chat model was made of "gemma" yet
     "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2", "gemma": GEMMA.name},
     "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b", "gemma": GEMMA.name},
@@ -157,7 +159,11 @@ class Subject:
 
     def losses(self, tokens: torch.Tensor) -> torch.Tensor:
         """Nats lost on each token but the first, (B, T) -> (B, T - 1)."""
-        return token_losses(self.logits(tokens), tokens)
+        return torch.cat([token_losses(self.logits(part), part) for part in self.passes(tokens)])
+
+    def passes(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows (n, T, ...) in parts of `ROWS_A_PASS`, or of so few that their logits are at most `LOGITS_A_PASS`."""
+        return rows.split(min(ROWS_A_PASS, max(1, LOGITS_A_PASS // (rows.shape[1] * self.n_vocab))))
 
     def resume(self, residuals: torch.Tensor) -> torch.Tensor:
         """Logits from the residual stream after block `layer`, (B, T, d_model) -> (B, T, n_vocab).

@@ -18,7 +18,6 @@ from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 from helpers.activations.stream import normalise
 from helpers.base.stats import recovered, resampled_columns
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
-from helpers.evaluation import downstream as downstream_module
 from helpers.evaluation.downstream import (
     TrainingCurve,
     _weights,
@@ -33,6 +32,7 @@ from helpers.evaluation.downstream import (
     where,
 )
 from helpers.evaluation.explanations import firings, site_activations
+from helpers.subjects import subject as subject_module
 from helpers.subjects.subject import load_subject
 
 LAYER = 1
@@ -105,7 +105,7 @@ def slow_losses(twin, rows, replace):
 
 @pytest.mark.parametrize("batch_rows", [2, 16])
 def test_losses_equal_hooks_on_the_plain_model(folder, subject, batch_rows, monkeypatch):
-    monkeypatch.setattr(downstream_module, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(subject_module, "ROWS_A_PASS", batch_rows)
     rows, twin = some_rows(), Twin(folder, LAYER)
     replacements = [lambda r: r / 2 + 1, torch.zeros_like, reconstruction(random_sae())]
     losses = splice_losses(subject, rows, replacements)
@@ -219,7 +219,7 @@ def test_many_together_are_each_alone_in_order(subject):
 
 
 def test_blocks_below_the_site_run_once_a_batch(subject, monkeypatch):
-    monkeypatch.setattr(downstream_module, "BATCH_ROWS", 2)
+    monkeypatch.setattr(subject_module, "ROWS_A_PASS", 2)
     ran = []
     handles = [
         block.original_component.register_forward_pre_hook(lambda *_, n=number: ran.append(n))
@@ -350,7 +350,7 @@ def perfect(d_model):
 
 @pytest.mark.parametrize("rows_a_pass", [16, 2])
 def test_perfect_latents_cost_nothing(tiny, rows_a_pass, monkeypatch):
-    monkeypatch.setattr(downstream_module, "BATCH_ROWS", rows_a_pass)
+    monkeypatch.setattr(subject_module, "ROWS_A_PASS", rows_a_pass)
     subject, rows, _ = tiny
     sae = perfect(subject.d_model)
     loss = spliced_loss(subject, sae, rows, firings(sae, site_activations(subject, rows), subject.studied(rows)))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers.base.clock import SECONDS
 from helpers.base.stats import interval, ratio_interval
 from helpers.notebook import run as runs
-from helpers.notebook.run import Run, plain
+from helpers.notebook.run import SUBJECTS, Run, plain
 
 
 def new_run(notebook="02"):
@@ -101,6 +101,14 @@ def test_a_number_that_is_none_leaves_the_claim_not_run(slope):
 def test_a_wrong_check_is_refused_in_one_sentence(claim, measured, sentence):
     with pytest.raises(ValueError, match=sentence):
         new_run().check(claim, seeds=3, **measured)
+
+
+def test_results_on_gemma_say_which_one(monkeypatch):
+    monkeypatch.setenv("SUITE_GEMMA", "google/gemma-3-270m")
+    found = {subject: json.loads(Run("02", scale="smoke", subject=subject).save().read_text()) for subject in SUBJECTS}
+    assert {subject: result.get("model") for subject, result in found.items()} == {
+        **{"embedded": None, "hub": None, "gemma": "google/gemma-3-270m"}
+    }
 
 
 def test_a_question_is_filed_as_measured_and_not_judged(capsys):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
+from helpers.subjects import subject as subject_module
 from helpers.subjects.subject import load_subject, subject_for, token_losses, warn_if_other_corpus
 
 LAYERS = [("gpt2", layer) for layer in range(3)] + [("gemma2", layer) for layer in range(4)]
@@ -164,6 +165,18 @@ def test_residuals_of_another_shape_are_refused(gpt2):
         gpt2.resume(torch.zeros(1, CONTEXT + 1, D_MODEL))
     with pytest.raises(ValueError, match="replace must keep shape"):
         gpt2.splice(some_tokens(), lambda residuals: residuals[..., :-1])
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(2 * CONTEXT * N_VOCAB, [2, 2, 1]), (1, [1] * 5), (10**9, [5])])
+def test_no_pass_makes_more_logits_than_fit(gpt2, at_once, sizes, monkeypatch):
+    rows = torch.randint(N_VOCAB - 2, (5, CONTEXT), generator=torch.Generator().manual_seed(1))
+    together = gpt2.losses(rows)
+    monkeypatch.setattr(subject_module, "LOGITS_A_PASS", at_once)
+    assert [len(part) for part in gpt2.passes(rows)] == sizes
+    assert torch.equal(torch.cat(gpt2.passes(rows)), rows)
+    torch.testing.assert_close(gpt2.losses(rows), together)
+    monkeypatch.setattr(subject_module, "ROWS_A_PASS", 1)
+    assert len(gpt2.passes(rows)) == 5
 
 
 def test_subject_for_a_run():
