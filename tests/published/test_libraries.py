@@ -209,17 +209,18 @@ def test_a_threshold_that_was_never_set_keeps_every_positive_latent_and_says_so(
     assert "never set" in str(published)
 
 
-def test_activations_that_the_fork_scaled_are_folded_into_raw_ones(tmp_path):
+@pytest.mark.parametrize("rms", [100.0, 1e-3])  # one so small that what is added to the scale on the way back shows
+def test_activations_that_the_fork_scaled_are_folded_into_raw_ones(tmp_path, rms):
     mean, std = random(D, seed=5), random(D, seed=6).exp()
-    factor = 100 / std.square().sum().sqrt()
-    scaling = {"target_rms": torch.tensor(100.0), "activation_mean": mean, "activation_std": std}
+    factor = rms / std.square().sum().sqrt()
+    scaling = {"target_rms": torch.tensor(rms), "activation_mean": mean, "activation_std": std}
     t = linear(b_dec=random(D), k=K, threshold=THRESHOLD, activation_global_scale=factor, **scaling)
     published = load_dictionary(put(tmp_path, "model.safetensors", t))
     a = ((X - mean) * factor - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
     z = a.relu() * (a > 1.5)
     torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-4)
     x_hat = (z @ t["decoder.weight"].T + t["b_dec"]) / (factor + 1e-8) + mean
-    torch.testing.assert_close(published.dictionary(X), x_hat, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(published.dictionary(X), x_hat, rtol=1e-5, atol=1e-5 * x_hat.abs().max().item())
     t |= {"activation_mean": mean * torch.nan}
     a = (X - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
     unscaled = load_dictionary(put(tmp_path, "model.safetensors", t))
