@@ -50,7 +50,8 @@ def load_dictionary(
 ) -> Published:
     """An autoencoder or crosscoder of this suite with the mathematics of the published one, and its origin.
 
-    With a `subject` its width and site are compared; with `latents` there has to be each of them.
+    With a `subject` its width and site are compared, and it goes to its device; with `latents` there has to be each of
+    them.
     Raises ValueError for what is damaged, of another width or place, in no known layout, or not to be expressed here,
     FileNotFoundError for what is missing, and what the hub says as `load_subject` does.
     """
@@ -61,7 +62,10 @@ def load_dictionary(
             f"{files.path} with tensors {files.names} is in no layout known here "
             f"({', '.join(known.name for known in LAYOUTS)}): a cfg.json or config.json may be missing beside it"
         )
-    return layout.read(files).require(subject, latents)
+    found = layout.read(files).require(subject, latents)
+    if subject is not None:
+        found.dictionary.to(subject.device)
+    return found
 
 
 def _place(source: str) -> Path:

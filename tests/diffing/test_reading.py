@@ -125,8 +125,8 @@ def test_dialogues_are_read_alone_and_their_labels_align(pair):
         assert found.labels("answer")[inside].tolist() == dialogue.behaviours[1:].tolist()
         assert found.labels("decision")[inside].tolist() == dialogue.decisions[1:].tolist()
     assert np.unique(found.dialogue[found.first]).tolist() == [0, 2]
-    with pytest.raises(ValueError, match="labelled at the decision and the answer, not at 'prompt'"):
-        found.labels("prompt")
+    with pytest.raises(ValueError, match="labelled at the prompt and the decision and the answer, not at 'greeting'"):
+        found.labels("greeting")
 
 
 def test_dialogues_stand_side_by_side(pair):

@@ -81,7 +81,9 @@ def test_an_unknown_layout_names_its_tensors_and_the_known_ones(tmp_path):
 
 
 def subject(**other):
-    return SimpleNamespace(**{"name": "small", "d_model": D, "site": "blocks.9.hook_resid_post"} | other)
+    return SimpleNamespace(
+        **{"name": "small", "d_model": D, "site": "blocks.9.hook_resid_post", "device": "cpu"} | other
+    )
 
 
 def test_width_site_and_latents_are_compared_with_what_is_asked_for(tmp_path):
@@ -100,7 +102,9 @@ def test_width_site_and_latents_are_compared_with_what_is_asked_for(tmp_path):
 
 def test_a_crosscoder_asks_for_a_pair(tmp_path):
     path = put(tmp_path, "model.safetensors", pair(), {"trainer": {"layer": 9}})
-    both = SimpleNamespace(name="base | chat", base=subject(), chat=subject(), d_model=2 * D, site=subject().site)
+    both = SimpleNamespace(
+        name="base | chat", base=subject(), chat=subject(), d_model=2 * D, site=subject().site, device="cpu"
+    )
     assert load_dictionary(path, both).dictionary.d_model == D
     with pytest.raises(ValueError, match="reads two models, small is one: pass the pair"):
         load_dictionary(path, subject())
