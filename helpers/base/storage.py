@@ -5,8 +5,8 @@ A training's state is one safetensors file with named tensors and JSON metadata,
 
 import contextlib
 import errno
-import fcntl
 import glob
+import hashlib
 import json
 import os
 import socket
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
 import safetensors.torch
 import torch
@@ -111,21 +112,16 @@ def alone(path: Path, wait: bool = True) -> Iterator[bool]:
     Another waits, or with wait=False goes on at once; it is told whether it is alone. The lock ends with its process,
     however that ends. Raises OSError where nothing can be written.
     """
-    name = path.with_name(f".{path.name}.lock")
-    with contextlib.ExitStack() as stack:
-        while True:
-            with _failures_named(path):
-                name.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(name.open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            if os.fstat(lock.fileno()).st_nlink:  # else who held it has removed it, and the next would make another
-                break
-        stack.callback(name.unlink, missing_ok=True)
-        yield True
+    name = cache_dir() / "locks" / hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]
+    lock = filelock.FileLock(name)
+    with _failures_named(name):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(blocking=wait)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def largest_leftover(path: Path) -> Path | None:

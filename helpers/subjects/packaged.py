@@ -12,12 +12,10 @@ installs them by hash.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +23,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, GemmaTokenizer, GgufConfig
 
-from helpers.base.storage import cache_dir
+from helpers.base.storage import alone, cache_dir
 from helpers.text.documents import CHAT_TEMPLATE, TURNS
 
 CHUNK = 2**24  # bytes read at a time
@@ -59,7 +57,10 @@ def packaged_folder(model: Packaged = GEMMA) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_suffix(".lock"), model.name):
+    with contextlib.ExitStack() as stack:
+        if not stack.enter_context(alone(folder, wait=False)):
+            print(f"Another process is converting {model.name}: waiting for it")
+            stack.enter_context(alone(folder))
         if not folder.is_dir():  # nobody made it meanwhile
             _make(model, folder)
     return folder
@@ -144,18 +145,6 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     how = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
     AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **how).save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, name: str) -> Iterator[None]:
-    """One process at a time; the operating system lets go of a lock whose holder was killed."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Another process is converting {name}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":
