@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.dictionaries import kernels
+from helpers.dictionaries import kernels, shards
 
 
 class ReLU(nn.Module):
@@ -89,13 +89,15 @@ class JumpReLU(nn.Module):
 class TopK(nn.Module):
     """Keep the k largest of each token, and of those what is positive."""
 
+    group: shards.Group = None  # whose processes hold latents to compete with
+
     def __init__(self, k: int):
         super().__init__()
         self.k = _at_least_one(k)
 
     def forward(self, pre_acts: Tensor) -> Tensor:
-        indices = kernels.topk(pre_acts.detach(), self.k)[1]
-        return torch.zeros_like(pre_acts).scatter(-1, indices, pre_acts.gather(-1, indices).relu())
+        values, indices = kernels.topk(pre_acts.detach(), self.k, self.group)
+        return torch.zeros_like(pre_acts).scatter(-1, indices, pre_acts.gather(-1, indices).relu() * (values > 0))
 
 
 class MultiTopK(TopK):
@@ -111,6 +113,8 @@ class BatchTopK(nn.Module):
     The threshold is calibrated when training ends and saved with the weights: encoding never depends on the batch.
     """
 
+    group: shards.Group = None  # whose processes hold latents to compete with
+
     def __init__(self, k: int):
         super().__init__()
         self.k = _at_least_one(k)
@@ -118,7 +122,7 @@ class BatchTopK(nn.Module):
 
     def forward(self, pre_acts: Tensor) -> Tensor:
         if self.training:
-            threshold = kernels.batch_topk_threshold(pre_acts, self.k)
+            threshold = kernels.batch_topk_threshold(pre_acts, self.k, self.group)
         elif self.threshold.isnan():
             raise RuntimeError("BatchTopK has no threshold yet; train it, or call calibrate(batches) on typical data")
         else:
@@ -131,7 +135,7 @@ class BatchTopK(nn.Module):
 
         Raises ValueError for no batches.
         """
-        thresholds = [kernels.batch_topk_threshold(b, self.k) for b in batches]
+        thresholds = [kernels.batch_topk_threshold(b, self.k, self.group) for b in batches]
         if not thresholds:
             raise ValueError("there is nothing to calibrate on: no batch came; check the stream of activations")
         self.threshold.copy_(torch.stack(thresholds).mean())
@@ -168,6 +172,11 @@ class SparseAutoencoder(nn.Module):
     def n_latents(self) -> int:
         return self.W_dec.shape[0]
 
+    @property
+    def group(self) -> shards.Group:
+        """The processes over which the latents are divided; None where all are here."""
+        return getattr(self.activation, "group", None)
+
     def pre_acts(self, x: Tensor) -> Tensor:
         """(batch, d_model) -> (batch, n_latents), before the activation."""
         return F.linear(x - self.b_dec, self.W_enc, self.b_enc)
@@ -196,7 +205,7 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(batch, n_latents) -> (batch, d_model)."""
-        return latents @ self.W_dec.to(latents) + self.b_dec.to(latents)
+        return shards.summed(latents @ self.W_dec.to(latents), self.group) + self.b_dec.to(latents)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

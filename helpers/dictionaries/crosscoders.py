@@ -21,6 +21,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from helpers.dictionaries import shards
 from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder, TopK
 
 N_MODELS = 2
@@ -143,7 +144,7 @@ class DecoupledCrosscoder(Crosscoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(batch, 2, n_latents) -> (batch, 2, d_model)."""
-        return torch.einsum("bmn,mnd->bmd", latents, self.decoders) + self.biases
+        return shards.summed(torch.einsum("bmn,mnd->bmd", latents, self.decoders), self.group) + self.biases
 
     def competitions(self) -> list[tuple[Tensor, Tensor]]:
         """One in each model."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.base import products
-from helpers.dictionaries import kernels
+from helpers.dictionaries import kernels, shards
 from helpers.dictionaries.adam import Adam
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 
@@ -63,11 +63,12 @@ class AuxK(Remedy):
         some = slice(0, max(2, round(self.share * len(x))))  # one token has no variance
         residual = x[some] - (x_hat[some].detach() if self.detach else x_hat[some])
         rows, k = dead.nonzero().squeeze(1), self.k or max(1, sae.d_model // 2)
+        n_dead = int(shards.total(dead.sum(), sae.group))
         weights = (sae.W_enc, sae.b_enc, sae.b_dec)
-        code = kernels.encode_topk(x[some], *weights, min(k, len(rows)), sae.sizes(), among=rows)
+        code = kernels.encode_topk(x[some], *weights, min(k, n_dead), sae.sizes(), rows, sae.group)
         rebuilt = kernels.decode_sparse(code, sae.W_dec) + (sae.b_dec if self.bias else 0.0)
         missed = (residual - rebuilt).square().sum(-1).mean()
-        scale = min(1.0, len(rows) / k) if self.scale_by_dead else 1.0
+        scale = min(1.0, n_dead / k) if self.scale_by_dead else 1.0
         return (
             self.weight
             * scale

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.base import products
+from helpers.dictionaries import shards
 
 GROUP = 4  # members per group in each stage of topk
 BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
@@ -61,14 +62,14 @@ def unsummed(*weights: Tensor) -> Iterator[Unsummed]:
             del _unsummed[weight]
 
 
-def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk(x: Tensor, k: int, group: shards.Group = None) -> tuple[Tensor, Tensor]:
     """The k largest of each row of relu(x) (batch, n), in no order: values and indices (batch, k).
 
     Where fewer than k entries are above zero, the rest of the values is zero and their indices mean nothing. The
-    values carry no gradient.
+    values carry no gradient. With a `group` x is a part of each row, and so are the k largest: the others are zero.
     """
-    values, indices = _topk_of_integers(x.contiguous().view(INTEGER[x.dtype]), k)
-    return values.view(x.dtype).relu(), indices
+    values, indices = _topk_of_integers(x.contiguous().view(INTEGER[x.dtype]), min(k, x.shape[1]))
+    return shards.winners(values.view(x.dtype).relu(), k, group), indices
 
 
 def _topk_of_integers(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -94,19 +95,21 @@ def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return (largest >> bits).to(x.dtype), (largest & (2**bits - 1)).long()
 
 
-def batch_topk_threshold(pre_acts: Tensor, k: int) -> Tensor:
+def batch_topk_threshold(pre_acts: Tensor, k: int, group: shards.Group = None) -> Tensor:
     """The (k * batch)-th largest of all entries of (batch, n), at least the smallest positive number. ()"""
-    return _largest_of_batch(lambda m: topk(pre_acts.detach(), m), k, pre_acts.shape[1])[2]
+    return _largest_of_batch(lambda m: topk(pre_acts.detach(), m), k, pre_acts.shape[1], group)[2]
 
 
-def _largest_of_batch(topk_of: Callable[[int], tuple[Tensor, Tensor]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _largest_of_batch(
+    topk_of: Callable[[int], tuple[Tensor, Tensor]], k: int, n: int, group: shards.Group
+) -> tuple[Tensor, Tensor, Tensor]:
     """Values and indices (batch, m) that hold the k * batch largest of a batch, and the least of those. `topk_of(m)`
     gives the m largest of each row."""
     m = min(n, 4 * k)
     while True:
         values, indices = topk_of(m)
-        threshold = values.flatten().topk(k * len(values), sorted=False).values.min()
-        if m == n or not (values.amin(1) > threshold).any():
+        threshold = shards.kth_largest(values, k * len(values), group)
+        if not shards.total((values.amin(1) > threshold).any() & (m < n), group):
             return values, indices, threshold.clamp(min=torch.finfo(values.dtype).tiny)
         m = min(n, 4 * m)  # some row may hold more than it was asked for
 
@@ -120,6 +123,7 @@ class Code:
     tokens: Tensor  # (m,) int32
     starts: Tensor  # (batch,) int32: where the pairs of each token begin
     n_latents: int
+    group: shards.Group = None  # whose processes hold the pairs of other latents
 
     def fired(self) -> Tensor:
         """(n_latents,) bool: on for any token."""
@@ -168,36 +172,47 @@ def encode_topk(
     k: int,
     sizes: Tensor | None = None,
     among: Tensor | None = None,
+    group: shards.Group = None,
 ) -> Code:
     """TopK code of x (batch, d_model). `sizes` (n_latents,), positive: latents are ranked by their value times this.
-    `among` (m,), ascending: only these latents take part. No gradient for x and sizes."""
+    `among` (m,), ascending: only these latents take part. `group`: latents of all its processes compete, and this
+    one's that lose have the value zero. No gradient for x and sizes."""
+    b_dec = shards.shared(b_dec, group)
     centred, encoder = (x - b_dec).detach(), (W_enc, b_enc, sizes)
     with torch.no_grad():
         if among is not None:
             encoder = [None if each is None else each[among] for each in encoder]
-        values, latents = _largest(centred, *encoder, k)
+        values, latents = _largest(centred, *encoder, min(k, len(encoder[0])))
+        values, each = shards.winners(values, k, group), values.shape[1]
         latents = (latents if among is None else among[latents]).flatten().int()
         values = _unscaled(values.flatten(), latents, sizes)
     tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
-    code = Code(values, latents, tokens.repeat_interleave(k), k * tokens, len(W_enc))
+    code = Code(values, latents, tokens.repeat_interleave(each), each * tokens, len(W_enc), group)
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
     return code
 
 
 def encode_batch_topk(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, sizes: Tensor | None = None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor,
+    k: int,
+    sizes: Tensor | None = None,
+    group: shards.Group = None,
 ) -> Code:
     """BatchTopK code of x (batch, d_model): the k * batch largest of the batch, above zero. As `encode_topk` else."""
+    b_dec = shards.shared(b_dec, group)
     centred = (x - b_dec).detach()
     with torch.no_grad():
         values, latents, threshold = _largest_of_batch(
-            lambda m: _largest(centred, W_enc, b_enc, sizes, m), k, len(W_enc)
+            lambda m: _largest(centred, W_enc, b_enc, sizes, m), k, len(W_enc), group
         )
         tokens, place = (values >= threshold).nonzero(as_tuple=True)
         starts = torch.searchsorted(tokens, torch.arange(len(x), device=x.device), out_int32=True)
         values, latents = values[tokens, place], latents[tokens, place].int()
         values = _unscaled(values, latents, sizes)
-    code = Code(values, latents, tokens.int(), starts, len(W_enc))
+    code = Code(values, latents, tokens.int(), starts, len(W_enc), group)
     code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
     return code
 
@@ -258,7 +273,7 @@ def _above_zero(x: Tensor) -> Tensor:
 
 def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
     """sum_j values_j W_dec[latents_j] for each token: (batch, d_model) in float32."""
-    return _Decode.apply(code.values, code, W_dec)
+    return shards.summed(_Decode.apply(code.values, code, W_dec), code.group)
 
 
 def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

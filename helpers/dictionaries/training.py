@@ -29,7 +29,7 @@ from helpers.base import products
 from helpers.base.checks import checksum, require_finite
 from helpers.base.clock import spent_on
 from helpers.base.storage import load_state, save_state
-from helpers.dictionaries import kernels
+from helpers.dictionaries import kernels, shards
 from helpers.dictionaries.adam import Adam
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import AuxK, Remedy
@@ -160,7 +160,9 @@ class Training:
     """One training under way: all that changes from batch to batch. `first` (batch, d_model) is what it starts from."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
+        shards.require_same(checksum(first), "batches", sae.group)
         self.sae, self.config = sae.to(first.device), config
+        self.n_latents = int(shards.total(torch.tensor(sae.n_latents, device=first.device), sae.group))
         self.start = functools.reduce(lambda seen, p: checksum(p, seen), sae.parameters(), 0)  # as it was given
         self.variance = _variance(first)
         sae.train().start_from(first, config.encoder_scale)
@@ -256,7 +258,7 @@ class Training:
         self._require_converging(self.recent)
         loss, nmse, l0, n = self.recent.tolist()
         self.recent.zero_()
-        dead = self.dead.float().mean().item()
+        dead = shards.total(self.dead.sum(), self.sae.group).item() / self.n_latents
         return {"tokens": self.tokens, "loss": loss / n, "nmse": nmse / n, "l0": l0 / n, "dead": dead}
 
     def _require_converging(self, *values: Tensor) -> None:
@@ -273,7 +275,7 @@ class Training:
 
     def _identity(self) -> dict:
         sae = self.sae
-        sizes = {"d_model": sae.d_model, "n_latents": sae.n_latents, "k": getattr(sae.activation, "k", None)}
+        sizes = {"d_model": sae.d_model, "n_latents": self.n_latents, "k": getattr(sae.activation, "k", None)}
         kind = {"architecture": type(sae.activation).__name__} | getattr(sae, "switches", {})
         return kind | sizes | {"config": self.config.described()}
 
@@ -289,7 +291,7 @@ def forward(
     nmse = F.mse_loss(made.x_hat, x) * x.shape[1] / variance
     misfit = nmse if sae.squared else sae.misfit(x, made.x_hat) / sae.unit(variance)
     loss = misfit + sparsity * made.price / sae.unit(variance) + made.other_error / variance
-    if dead.any():
+    if shards.total(dead.any(), sae.group):
         loss = loss + config.remedy.loss(sae, x, made.x_hat, dead)
     return Step(loss, nmse.detach(), made.l0, made.fired)
 
@@ -299,10 +301,10 @@ def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
         return _reconstruct_twice(sae, x)
     encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
     weights, competitions = (sae.W_enc, sae.b_enc, sae.b_dec), sae.competitions()
-    codes = [encode(x, *weights, sae.activation.k, sizes) for sizes, _ in competitions]
+    codes = [encode(x, *weights, sae.activation.k, sizes, group=sae.group) for sizes, _ in competitions]
     parts = [kernels.decode_sparse(code, rows) for code, (_, rows) in zip(codes, competitions, strict=True)]
     x_hat = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)) + sae.b_dec
-    l0 = sum((code.values > 0).sum() for code in codes) / (len(codes) * len(x))
+    l0 = shards.total(sum((code.values > 0).sum() for code in codes), sae.group) / (len(codes) * len(x))
     return Reconstruction(x_hat, l0, functools.reduce(torch.logical_or, (code.fired() for code in codes)))
 
 

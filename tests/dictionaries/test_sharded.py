@@ -1,0 +1,91 @@
+"""Training by 2 and by 4 processes is that of one. They are started by torchrun and talk over loopback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded_worker
+import torch
+from sharded_worker import CASES, N, batches
+
+from helpers.base import products
+from helpers.base.storage import ROOT
+from helpers.dictionaries import shards
+from helpers.dictionaries.autoencoders import MultiTopK, ReLU, SparseAutoencoder
+from helpers.dictionaries.sharded import split
+from helpers.dictionaries.training import train
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What the processes left."""
+    folder = tmp_path_factory.mktemp("sharded")
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=4", sharded_worker.__file__, str(folder)]
+    done = subprocess.run([sys.executable, "-m", *command], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_32_bits(monkeypatch):
+    monkeypatch.setattr(products, "has_fast_bf16", lambda *_: False)
+
+
+class OneOf:
+    """Stands in for a group."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = (lambda: rank), (lambda: size)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_fifty_steps_of_several_processes_are_those_of_one(name, size, folder):
+    make, config = CASES[name]
+    sae, record = train(make(), batches(), config)
+    for rank in range(size):
+        found = torch.load(folder / f"{name} {rank} of {size}.pt")
+        for key, value in sae.state_dict().items():
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0)
+        for row, ours in zip(found["curve"], record["curve"], strict=True):
+            assert row == pytest.approx(ours, abs=1e-5)
+        torch.testing.assert_close(found["own x_hat"], sae(batches()[0]).detach(), atol=1e-5, rtol=0)
+    if "auxk" in name:
+        assert max(row["dead"] for row in record["curve"]) > 0  # else AuxK has done nothing
+
+
+def test_each_process_holds_its_share_and_the_same_b_dec(folder):
+    parts = [torch.load(folder / f"topk {rank} of 4.pt") for rank in range(4)]
+    assert [len(part["own.W_enc"]) for part in parts] == [12, 13, 12, 13]
+    for name in ("W_enc", "W_dec", "b_enc"):
+        assert torch.equal(torch.cat([part[f"own.{name}"] for part in parts]), parts[0][name])
+    assert all(torch.equal(part["own.b_dec"], parts[0]["b_dec"]) for part in parts)  # to the bit: it never drifts
+
+
+def test_shares_follow_each_other_and_cover_all_latents():
+    spans = [shards.span(50, OneOf(rank, 4)) for rank in range(4)]
+    assert spans == [(0, 12), (12, 25), (25, 37), (37, 50)]
+    assert shards.span(50, None) == (0, 50)
+
+
+def test_fewer_latents_than_processes_are_refused():
+    with pytest.raises(ValueError, match="3 latents are too few for 4 processes"):
+        shards.span(3, OneOf(0, 4))
+
+
+def test_the_k_largest_of_all_processes_win_and_equals_go_to_the_first(monkeypatch):
+    """Two processes offer the 2 largest of a token each: 5, 3 and 4, 3; then three equals for two places."""
+    offers = torch.tensor([[[5.0, 3.0], [1.0, 1.0]], [[4.0, 3.0], [1.0, 0.0]]])  # (processes, batch, k)
+    monkeypatch.setattr(shards, "gathered", lambda x, group: offers)
+    assert shards.winners(offers[0], 2, OneOf(0, 2)).tolist() == [[5, 0], [1, 1]]
+    assert shards.winners(offers[1], 2, OneOf(1, 2)).tolist() == [[4, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("activation", [ReLU(), MultiTopK(3)])
+def test_architectures_without_one_contest_are_refused(activation):
+    with pytest.raises(ValueError, match="not trained by several processes: use TopK or BatchTopK"):
+        split(SparseAutoencoder(8, N, activation), OneOf(0, 2))
