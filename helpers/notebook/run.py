@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import re
-import resource
 import subprocess
 import time
 from collections.abc import Sequence
@@ -220,6 +219,10 @@ def peak_memory_gb() -> float:
     """Largest resident memory of this process so far, in GB (2^30 bytes)."""
     if found := _search(r"VmHWM:\s*(\d+)", "/proc/self/status"):
         return int(found) / 2**20  # KiB; on Linux getrusage starts from the peak of the launching process
+    if windows := getattr(psutil.Process().memory_info(), "peak_wset", 0):
+        return windows / 2**30
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 

@@ -325,7 +325,8 @@ def _signals_interrupt() -> Iterator[None]:
 
     A signal that is ignored, as `nohup` does with SIGHUP, stays so.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+    before = {number: signal.getsignal(number) for number in signals}
     heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in heard:
         signal.signal(number, signal.default_int_handler)

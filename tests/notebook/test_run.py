@@ -3,6 +3,8 @@
 import json
 import math
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -135,6 +137,14 @@ def test_the_file_says_where_the_numbers_come_from():
 
 def test_peak_memory_is_in_gigabytes():
     assert 0.05 < runs.peak_memory_gb() < 50  # torch alone takes more, the tests less
+
+
+def test_peak_memory_is_known_on_windows_too(monkeypatch):
+    """There is no /proc and no module `resource`, and psutil counts the peak in bytes."""
+    monkeypatch.setattr(runs, "_search", lambda *_: "")
+    monkeypatch.setattr(runs.psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=3 * 2**29))
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runs.peak_memory_gb() == 1.5
 
 
 def test_the_commit_is_marked_when_the_code_differs_from_it(tmp_path):

@@ -206,6 +206,14 @@ def test_lanes_are_as_many_as_cores_and_memory_hold(scale, cores, threads, free_
     assert notebooks.share_of_cores(1) == {}
 
 
+def test_a_system_without_hangups_runs_notebooks_too(monkeypatch):
+    monkeypatch.delattr(signal, "SIGHUP")  # as on Windows
+    before = signal.getsignal(signal.SIGTERM)
+    with notebooks._signals_interrupt():
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_signal_that_is_ignored_stays_so(write_notebook, tmp_path):
     sends = "import os, psutil, signal\nos.kill(psutil.Process().parent().ppid(), signal.SIGHUP)"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
