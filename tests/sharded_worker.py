@@ -1,8 +1,11 @@
-"""One of four processes that `torchrun` starts for test_sharded.py: each case by all four, then by the first two.
+"""One of four processes that test_sharded.py starts, with the folder that is to hold what comes of it.
 
-What comes of a case lies in the folder that is named, for the test to compare with one process.
+"killed"    all train, and the fourth is killed at batch 9
+"compared"  each case is trained by all four, some by the first two, which then go on from where the killed one was
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,13 +24,14 @@ D, N, BATCH = 12, 50, 64  # 4 processes hold 12, 13, 12 and 13 latents
 CONFIG = TrainConfig(tokens=50 * BATCH, lr=5e-3, remedy=AuxK(k=6, scale_by_dead=True), ema=0.9)
 PLAIN = TrainConfig(tokens=50 * BATCH, lr=5e-3, remedy=Remedy())
 CASES = {
-    "topk": (lambda: SparseAutoencoder(D, N, TopK(3)), PLAIN),
-    "topk more than a process holds": (lambda: SparseAutoencoder(D, N, TopK(20)), PLAIN),
+    "topk": (lambda: SparseAutoencoder(D, N, TopK(20)), PLAIN),  # k is more than a process holds
     "topk auxk": (lambda: SparseAutoencoder(D, N, TopK(2)), CONFIG),
     "batchtopk auxk": (lambda: SparseAutoencoder(D, N, BatchTopK(2)), CONFIG),
     "crosscoder": (lambda: Crosscoder(D // 2, N, BatchTopK(2)), CONFIG),
     "decoupled": (lambda: DecoupledCrosscoder(D // 2, N, BatchTopK(2)), PLAIN),
 }
+
+BY_TWO = ["topk auxk"]  # as well
 
 
 def batches(seed=0):
@@ -38,8 +42,9 @@ def batches(seed=0):
     return (on @ directions + 0.1).split(BATCH)
 
 
-def compare(group, folder: Path) -> None:
-    for name, (make, config) in CASES.items():
+def compare(names, group, folder: Path) -> None:
+    for name in names:
+        make, config = CASES[name]
         trained = train(split(make(), group), batches(), config)
         own = {f"own.{k}": v for k, v in trained.sae.state_dict().items()}
         found = {"own x_hat": trained.sae(batches()[0]).detach()}
@@ -48,10 +53,31 @@ def compare(group, folder: Path) -> None:
         torch.save(found, folder / f"{name} {group.rank()} of {group.size()}.pt")
 
 
+def with_checkpoint(group, folder: Path, x, save_every_minutes: float) -> SparseAutoencoder:
+    make, config = CASES["batchtopk auxk"]
+    return train(split(make(), group), x, config, None, folder / "training.safetensors", save_every_minutes).sae
+
+
+def killing():
+    """The fourth process is killed at batch 9."""
+    for number, x in enumerate(batches()):
+        if number == 9 and dist.get_rank() == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield x
+
+
+def main(task: str, folder: Path) -> None:
+    with processes(timeout_minutes=1) as four:
+        if task == "killed":
+            with_checkpoint(four, folder, killing(), 0.0)
+        two = dist.new_group([0, 1])
+        compare(CASES, four, folder)
+        if four.rank() in (0, 1):
+            compare(BY_TWO, two, folder)
+            sae = with_checkpoint(two, folder, batches(), 1.0)
+            torch.save(whole(sae).state_dict(), folder / f"resumed {two.rank()}.pt")
+
+
 if __name__ == "__main__":
     products.has_fast_bf16 = lambda *_: False  # in 16 bits values are often equal, and which of them win is free
-    with processes(timeout_minutes=1) as four:
-        two = dist.new_group([0, 1])
-        for group in (four, two):
-            if group != dist.GroupMember.NON_GROUP_MEMBER:
-                compare(group, Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

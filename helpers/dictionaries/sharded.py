@@ -11,6 +11,7 @@ crosscoders as well, against dead latents AuxK or nothing.
 
 import contextlib
 import datetime
+import os
 from collections.abc import Iterator
 
 import torch
@@ -26,7 +27,9 @@ PER_LATENT = ("W_enc", "W_dec", "b_enc")  # parameters with a row for each laten
 @contextlib.contextmanager
 def processes(timeout_minutes: float = 10.0, device: str = "cpu") -> Iterator[dist.ProcessGroup]:
     """All that `torchrun` started, joined while it lasts. Who does not answer for so long is taken for dead."""
-    backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
     try:
         yield dist.group.WORLD

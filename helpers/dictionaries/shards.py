@@ -63,8 +63,13 @@ def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def total(x: Tensor, group: Group) -> Tensor:
-    """Sum over processes of a count, or in how many of them something holds. Without gradient, and as it is alone."""
+    """Sum over processes of a count, or in how many of them something holds. Without gradient."""
     return x if group is None else _added(x.detach().long(), group)
+
+
+def anyone(holds: bool, group: Group) -> bool:
+    """Whether something holds in any process."""
+    return holds if group is None else bool(total(torch.tensor(holds), group))
 
 
 def summed(x: Tensor, group: Group) -> Tensor:
@@ -119,5 +124,5 @@ def _answering() -> Iterator[None]:
     except RuntimeError as error:  # of torch.distributed, whose backends raise no other
         raise ConnectionError(
             "another process of this training has ended or does not answer: see what it said last, and start all of "
-            f"them again; they go on from the last checkpoint ({str(error).splitlines()[0]})"
+            "them again; they go on from the last checkpoint"
         ) from error

@@ -33,6 +33,7 @@ from helpers.dictionaries import kernels, shards
 from helpers.dictionaries.adam import Adam
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import AuxK, Remedy
+from helpers.dictionaries.shard_files import load_rows, save_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,7 @@ def train(
     first, batches = _look_at_first(sae, batches)
     training = Training(sae, config, first)
     done = training.resume(checkpoint) if checkpoint and Path(checkpoint).is_file() else 0
+    shards.require_same(done, "checkpoints", sae.group)
     saved, recent, read, seen = time.monotonic(), collections.deque(maxlen=8), 0, 0
     hidden = {"disable": True} if progress is None else {}  # else as the environment says
     with tqdm(total=config.tokens, initial=done, desc=progress, unit="tok", unit_scale=True, **hidden) as bar:
@@ -142,7 +144,8 @@ def train(
                 training.seen = seen
                 bar.update(len(x))
                 bar.set_postfix({name: f"{training.curve[-1][name]:.3f}" for name in ("nmse", "dead")}, refresh=False)
-                if checkpoint and (time.monotonic() - saved >= 60 * save_every_minutes or read >= config.tokens):
+                due = time.monotonic() - saved >= 60 * save_every_minutes or read >= config.tokens
+                if checkpoint and shards.anyone(due, sae.group):
                     training.save(checkpoint)
                     saved = time.monotonic()
             elif read >= done and (read, seen) != (done, training.seen):
@@ -162,8 +165,9 @@ class Training:
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
         shards.require_same(checksum(first), "batches", sae.group)
         self.sae, self.config = sae.to(first.device), config
-        self.n_latents = int(shards.total(torch.tensor(sae.n_latents, device=first.device), sae.group))
-        self.start = functools.reduce(lambda seen, p: checksum(p, seen), sae.parameters(), 0)  # as it was given
+        self.n_latents = int(shards.total(torch.tensor(sae.n_latents), sae.group))
+        whole = [] if sae.group else sae.parameters()  # a part of a start would tell it by how it was cut
+        self.start = functools.reduce(lambda seen, p: checksum(p, seen), whole, 0)  # as it was given
         self.variance = _variance(first)
         sae.train().start_from(first, config.encoder_scale)
         self.seen = 0  # checksum of the batches read
@@ -223,13 +227,16 @@ class Training:
             "curve": self.curve,
             "seen": self.seen,
         }
-        save_state(path, self._tensors(), identity=self._identity() | self._begun(), **counts)
+        save = functools.partial(save_shards, group=self.sae.group) if self.sae.group else save_state
+        save(Path(path), self._tensors(), identity=self._identity() | self._begun(), **counts)
 
     def resume(self, path: Path) -> int:
         """Go on from a checkpoint; returns the tokens read. Raises ValueError for one that is broken or another's."""
         tensors, meta = load_state(path)
         if meta.get("identity") != self._identity() | self._begun():
             raise ValueError(f"{path} is of another training; move it away, or train with its start and its settings")
+        if group := self.sae.group:
+            tensors |= load_rows(Path(path), meta["parts"], *shards.span(self.n_latents, group))
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(tensors[name])
@@ -238,7 +245,8 @@ class Training:
         return self.tokens
 
     def _tensors(self) -> dict[str, Tensor]:
-        average = {f"average.{i}": mean for i, mean in enumerate(self.average)}
+        names = [name for name, _ in self.sae.named_parameters()]
+        average = {f"average.{name}": mean for name, mean in zip(names, self.average, strict=False)}
         weights = {f"model.{name}": p for name, p in self.sae.named_parameters()}
         return (
             weights

@@ -1,6 +1,10 @@
 """Training by 2 and by 4 processes is that of one. They are started by torchrun and talk over loopback."""
 
+import itertools
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +12,13 @@ from pathlib import Path
 import pytest
 import sharded_worker
 import torch
-from sharded_worker import CASES, N, batches
+from sharded_worker import BY_TWO, CASES, N, batches
 
 from helpers.base import products
-from helpers.base.storage import ROOT
+from helpers.base.storage import ROOT, load_state, save_state
 from helpers.dictionaries import shards
 from helpers.dictionaries.autoencoders import MultiTopK, ReLU, SparseAutoencoder
+from helpers.dictionaries.shard_files import load_rows
 from helpers.dictionaries.sharded import split
 from helpers.dictionaries.training import train
 
@@ -21,11 +26,31 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """What the processes left."""
+def killed(tmp_path_factory) -> tuple[Path, list[tuple[int, str]], dict]:
+    """Where one of four processes was killed: the folder, how each ended and what it said, the checkpoint."""
     folder = tmp_path_factory.mktemp("sharded")
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=4", sharded_worker.__file__, str(folder)]
-    done = subprocess.run([sys.executable, "-m", *command], env=ENVIRONMENT, capture_output=True, text=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "4"}
+    command = [sys.executable, sharded_worker.__file__, "killed", str(folder)]
+    workers = [
+        subprocess.Popen(command, env=ENVIRONMENT | place | {"RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(4)
+    ]
+    said = [worker.communicate(timeout=60)[1] for worker in workers]
+    ends = [(worker.returncode, words) for worker, words in zip(workers, said, strict=True)]
+    return folder, ends, load_state(folder / "training.safetensors")[1]
+
+
+@pytest.fixture(scope="module")
+def folder(killed) -> Path:
+    """What all processes left, with the leftover of a process that was killed as it saved."""
+    folder = killed[0]
+    (folder / "training.safetensors.9999.0-of-4").write_text("cut sho")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", sharded_worker.__file__]
+    done = subprocess.run(
+        [sys.executable, *command, "compared", str(folder)], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -42,8 +67,7 @@ class OneOf:
         self.rank, self.size = (lambda: rank), (lambda: size)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "size"), [*((name, 4) for name in CASES), *((name, 2) for name in BY_TWO)])
 def test_fifty_steps_of_several_processes_are_those_of_one(name, size, folder):
     make, config = CASES[name]
     sae, record = train(make(), batches(), config)
@@ -64,6 +88,43 @@ def test_each_process_holds_its_share_and_the_same_b_dec(folder):
     for name in ("W_enc", "W_dec", "b_enc"):
         assert torch.equal(torch.cat([part[f"own.{name}"] for part in parts]), parts[0][name])
     assert all(torch.equal(part["own.b_dec"], parts[0]["b_dec"]) for part in parts)  # to the bit: it never drifts
+
+
+def test_a_killed_process_ends_the_others_with_one_sentence_and_leaves_the_last_checkpoint(killed):
+    _, ends, state = killed
+    assert ends[3][0] == -signal.SIGKILL
+    for code, said in ends[:3]:
+        assert code == 1
+        assert re.search("ConnectionError: another process .* has ended .* start all of them again", said)
+    assert state["tokens"] == 9 * 64 and [rows for _, rows in state["parts"]] == [12, 13, 12, 13]
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_four_to_the_end_of_one(folder):
+    make, config = CASES["batchtopk auxk"]
+    sae = train(make(), batches(), config).sae
+    for rank in range(2):
+        found = torch.load(folder / f"resumed {rank}.pt")
+        for key, value in sae.state_dict().items():
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0)
+    names = sorted(path.name for path in folder.glob("training*"))
+    assert names == ["training.safetensors", *(f"training.safetensors.3200.{rank}-of-2" for rank in range(2))]
+
+
+def test_any_rows_are_read_from_whatever_parts_hold_them(tmp_path):
+    x = torch.arange(10.0)
+    for name, rows in {"a": x[:4], "b": x[4:5], "c": x[5:]}.items():
+        save_state(tmp_path / name, {"silent": rows})
+    parts = [("a", 4), ("b", 1), ("c", 5)]
+    for first, last in itertools.combinations(range(11), 2):
+        assert torch.equal(load_rows(tmp_path / "state", parts, first, last)["silent"], x[first:last])
+
+
+def test_a_lost_or_broken_part_is_named(tmp_path):
+    with pytest.raises(ValueError, match="part.0 is not a whole part of a checkpoint"):
+        load_rows(tmp_path / "state", [("part.0", 4)], 0, 4)
+    (tmp_path / "part.0").write_text("cut sho")
+    with pytest.raises(ValueError, match="part.0 is not a whole part of a checkpoint"):
+        load_rows(tmp_path / "state", [("part.0", 4)], 0, 4)
 
 
 def test_shares_follow_each_other_and_cover_all_latents():
