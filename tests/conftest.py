@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import nbformat
 import pytest
+from hub_server import live_hub  # noqa: F401 (a fixture for all)
 from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 from tiny_shelf import open_shelf  # noqa: F401 (a fixture for all)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from helpers.base.hub import snapshot
 from helpers.published.files import SUFFIXES, Files, weights_file
 from helpers.published.libraries import dictionary_learning, sae_lens, sparsify
 from helpers.published.origin import Published
 from helpers.published.pairs import crosscoder_learning, kissane
 from helpers.published.released import gemma_scope, gemma_scope_2, openai
-from helpers.subjects.model_files import snapshot
 
 if TYPE_CHECKING:
     from helpers.subjects.pair import SubjectPair

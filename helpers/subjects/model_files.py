@@ -9,23 +9,21 @@ without asking the network.
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from helpers.base.hub import snapshot
 from helpers.base.storage import MODELS
 from helpers.subjects.packaged import GEMMA, packaged_folder
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 HUB_FILES = {"allow_patterns": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"], "ignore_patterns": "*/*"}
-HUB_PATIENCE = 5.0  # seconds to wait for a hub that may not be there
 
 
 class Pretrained(NamedTuple):
@@ -81,37 +79,6 @@ def complete(folder: Path) -> Path:
             f"{folder} lacks {', '.join(missing)}: save model and tokenizer there with save_pretrained, or fetch again"
         )
     return folder
-
-
-def snapshot(repo: str, whole: Callable[[Path], Path], instead: str, **files: Any) -> Path:
-    """What `whole` finds in the folder of a hub repository: the cached one, if all is there, else fetched.
-
-    `whole` raises FileNotFoundError where something is missing; `instead` is what to do without a network; `files` are
-    patterns of `snapshot_download`.
-    """
-    with contextlib.suppress(FileNotFoundError):  # hub errors of absence are this one, too
-        return whole(Path(snapshot_download(repo, local_files_only=True, **files)))
-    try:
-        HfApi().model_info(repo, timeout=HUB_PATIENCE)  # the download alone would wait for minutes on a dead network
-        folder = Path(snapshot_download(repo, **files))
-    except (HTTPError, OSError) as error:
-        raise _refusal(repo, error, instead) from None
-    return whole(folder)
-
-
-def _refusal(repo: str, error: Exception, instead: str) -> Exception:
-    """What a reader is told of the hub's error, in one sentence."""
-    if isinstance(error, GatedRepoError):
-        return PermissionError(f"{repo} is gated: accept its licence on its hub page and log in with `hf auth login`")
-    if isinstance(error, RepositoryNotFoundError):
-        return ValueError(f"{repo} is neither a directory here nor a model on the hub: check the name, or log in")
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        return PermissionError(f"the hub refuses your token for {repo}: log in again with `hf auth login`")
-    reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{type(error).__name__}: {error}"
-    return ConnectionError(
-        f"{repo} is not complete in the local cache and could not be fetched from the hub "
-        f"({' '.join(reason.split())}): run once with a network, or {instead}"
-    )
 
 
 def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:

@@ -23,6 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from helpers.base import hub
 from helpers.base.storage import alone, cache_dir, written_aside
 
 PACKAGES = ("python", "torch", "transformers", "sympy", "pandas", "numpy", "networkx", "scipy", "sklearn")
@@ -34,6 +35,7 @@ LEFT_OUT = {  # tests repeat themselves; the rest differs between builds of Pyth
 OF_THE_BUILD = ("_sysconfigdata", "version", "_version", "__config__", "_distributor")  # how names of such files begin
 LENGTHS = range(400, 150_000)  # characters: shorter files say nothing, longer ones are mostly tables
 HUB_TEXT = "HuggingFaceFW/fineweb"  # streamed for subject="hub"
+INSTEAD = 'use subject="embedded"'  # where the hub cannot be read
 HELD_OUT = 40  # one document in so many
 SPLITS = ("train", "heldout")
 
@@ -167,31 +169,17 @@ def text_for(subject: str, split: str, tokenizer: PreTrainedTokenizerBase, n_tok
 def hub_documents(split: str, n_characters: int) -> list[Document]:
     """Documents of `HUB_TEXT`, streamed until there are enough; held-out ones by the same rule as the packages'.
 
-    Raises ConnectionError when the hub cannot be reached.
+    Raises what `hub.rows` raises.
     """
     found, total = [], 0
-    for i, row in enumerate(stream_hub(HUB_TEXT, "sample-10BT")):
-        document = Document(HUB_TEXT, str(i), row["text"])
+    for i, content in enumerate(hub.rows(HUB_TEXT, "text", "sample-10BT", instead=INSTEAD)):
+        document = Document(HUB_TEXT, str(i), content)
         if split_of(document) == split:
             found.append(document)
             total += len(document.text)
         if total >= n_characters:
             break
     return found
-
-
-def stream_hub(name: str, *config: str) -> Iterable[dict]:
-    """The rows of a data set's "train" part, read from the hub one by one.
-
-    Raises ConnectionError when the hub cannot be reached.
-    """
-    import datasets  # slow to import, and only this road needs it
-
-    try:
-        return datasets.load_dataset(name, *config, split="train", streaming=True)
-    except (ConnectionError, OSError) as error:
-        remedy = "check the network, or use subject='embedded'"
-        raise ConnectionError(f"{name} could not be read from the hub ({error}); {remedy}") from error
 
 
 def _read_package(package: str) -> Iterator[Document]:

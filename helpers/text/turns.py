@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from helpers.base import hub
 from helpers.text.dialogues import BEHAVIOURS, Dialogue, Turn, dialogues, parts_of, render
-from helpers.text.documents import BOS, TURNS, Document, split_of, stream_hub
+from helpers.text.documents import BOS, INSTEAD, TURNS, Document, split_of
 
 ROLES = ("template", "user", "assistant")
 HUB_DIALOGUES = "science-of-finetuning/lmsys-chat-1m-chat-formatted"  # streamed for subject="hub"
@@ -109,8 +110,7 @@ def dialogue_text_for(
 
     "embedded" and "gemma" generate dialogues from `seed` as `speaker` would hold them. "hub" reads `HUB_DIALOGUES`,
     where neither matters and every behaviour is -1. Raises ValueError for another subject, and for too few tokens on
-    the hub;
-    ConnectionError when the hub cannot be reached.
+    the hub, and what `hub.rows` raises.
     """
     if run_subject not in ("embedded", "hub", "gemma"):
         raise ValueError(f'run_subject is {run_subject!r}; expected "embedded", "hub" or "gemma"')
@@ -129,10 +129,9 @@ def hub_dialogues(split: str) -> Iterator[Dialogue]:
     """Dialogues of `HUB_DIALOGUES`; held-out ones by the same rule as documents.
 
     Left out are those in which user and assistant do not take turns, or a message is empty or spells a token of the
-    template. Raises ConnectionError when the hub cannot be reached.
+    template. Raises what `hub.rows` raises.
     """
-    for i, row in enumerate(stream_hub(HUB_DIALOGUES)):
-        messages = row["conversation"]
+    for i, messages in enumerate(hub.rows(HUB_DIALOGUES, "conversation", instead=INSTEAD)):
         if split_of(Document(HUB_DIALOGUES, str(i), "")) == split and _is_plain(messages):
             prompts, answers = ([m["content"] for m in messages[start::2]] for start in (0, 1))
             yield Dialogue(tuple(Turn(*pair, behaviour=None) for pair in zip(prompts, answers, strict=True)))

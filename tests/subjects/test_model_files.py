@@ -3,14 +3,9 @@
 import json
 import shutil
 import time
-from unittest import mock
 
-import httpx2
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from twins import put_into_cache, save_tiny, tiny_tokenizer
@@ -29,12 +24,6 @@ def original(tmp_path_factory):
 @pytest.fixture
 def folder(original, tmp_path):
     return shutil.copytree(original, tmp_path / "model")
-
-
-def answer(monkeypatch, error):
-    """Let the hub be there and answer every question with `error`."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", mock.Mock(side_effect=error))
 
 
 def test_embedded_name_path_and_hub_id_load_the_same_model(original, tmp_path, hub_cache, monkeypatch):
@@ -142,36 +131,6 @@ def test_a_hub_model_cached_in_part_is_not_used(hub_cache, folder):
     put_into_cache(hub_cache, "openai-community/gpt2", folder)
     with pytest.raises(ConnectionError, match="not complete in the local cache"):
         load_subject("openai-community/gpt2")
-
-
-def test_a_dead_network_is_one_sentence(hub_cache, monkeypatch):
-    answer(monkeypatch, httpx2.ConnectError("Name or service\nnot known"))
-    with pytest.raises(ConnectionError, match=r"\(ConnectError: Name or service not known\): run once with a network"):
-        load_subject("openai-community/gpt2")
-
-
-def test_the_network_is_not_asked_for_a_cached_model(hub_cache, original, monkeypatch):
-    put_into_cache(hub_cache, "openai-community/gpt2", original)
-    answer(monkeypatch, AssertionError("asked"))
-    assert load_subject("openai-community/gpt2").n_layers == 3
-
-
-def test_a_gated_model_says_what_to_do(hub_cache, monkeypatch):
-    answer(monkeypatch, GatedRepoError("gated", response=mock.Mock()))
-    with pytest.raises(PermissionError, match="google/gemma-2-2b is gated: accept its licence"):
-        load_subject("google/gemma-2-2b")
-
-
-def test_a_token_that_the_hub_refuses_is_no_dead_network(hub_cache, monkeypatch):
-    answer(monkeypatch, HfHubHTTPError("401 Client Error", response=mock.Mock(status_code=401)))
-    with pytest.raises(PermissionError, match="refuses your token for openai-community/gpt2: log in again"):
-        load_subject("openai-community/gpt2")
-
-
-def test_a_model_that_is_not_on_the_hub_is_a_wrong_name(hub_cache, monkeypatch):
-    answer(monkeypatch, RepositoryNotFoundError("none", response=mock.Mock()))
-    with pytest.raises(ValueError, match="neither a directory here nor a model on the hub"):
-        load_subject("openai-community/gpt3")
 
 
 def test_loading_prints_nothing(original, capfd):

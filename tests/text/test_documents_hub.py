@@ -1,13 +1,12 @@
 """Text for subject="hub": streamed documents, split by the same rule; no network is one clear sentence."""
 
-import datasets
 import pytest
 
+from helpers.base import hub
 from helpers.base.storage import MODELS
-from helpers.text import documents as text
-from helpers.text.documents import hub_documents, load_tokenizer, split_of, text_for
+from helpers.text.documents import HUB_TEXT, hub_documents, load_tokenizer, split_of, text_for
 
-ROWS = [{"text": f"Document {i} says something of its own, and says it at some length."} for i in range(400)]
+ROWS = [f"Document {i} says something of its own, and says it at some length." for i in range(400)]
 
 
 @pytest.fixture
@@ -15,11 +14,11 @@ def fake_hub(monkeypatch, tmp_path):
     """A hub that counts what is read from it."""
     read = []
 
-    def load_dataset(*arguments, **keywords):
-        assert keywords == {"split": "train", "streaming": True}
+    def rows(name, column, *config, instead):
+        assert (name, column, config) == (HUB_TEXT, "text", ("sample-10BT",))
         return (read.append(row) or row for row in ROWS)
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "rows", rows)
     monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
     return read
 
@@ -39,10 +38,7 @@ def test_the_hub_dial_gives_a_stream_of_the_asked_length(fake_hub):
     assert tokenizer.decode(stream.tokens[1:20]).startswith("Document ")
 
 
-def test_no_network_is_one_clear_sentence(monkeypatch):
-    def unreachable(*arguments, **keywords):
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ConnectionError, match="could not be read from the hub .* use subject='embedded'"):
-        text.hub_documents("train", 10)
+def test_no_network_is_one_clear_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match='fineweb is not complete in the local cache .* use subject="embedded"'):
+        hub_documents("train", 10)

@@ -5,7 +5,6 @@ Which positions predict an answer: by hand, and against the released code's mask
 
 import dataclasses
 
-import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,11 +54,11 @@ def hub(monkeypatch):
     def hub(rows):
         read = []
 
-        def load_dataset(*arguments, **keywords):
-            assert arguments == (HUB_DIALOGUES,) and keywords == {"split": "train", "streaming": True}
-            return (read.append(row) or row for row in rows)
+        def column(name, column, *config, instead):
+            assert (name, column, config) == (HUB_DIALOGUES, "conversation", ())
+            return (read.append(row) or row[column] for row in rows)
 
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr("helpers.base.hub.rows", column)
         return read
 
     return hub
@@ -116,18 +115,17 @@ def test_dialogues_that_do_not_fit_the_template_are_left_out(hub, what):
     assert list(hub_dialogues("train")) == []
 
 
-def test_bad_requests_are_one_clear_sentence(hub, monkeypatch):
+def test_bad_requests_are_one_clear_sentence(hub):
     hub(ROWS[:20])
     with pytest.raises(ValueError, match=r"has \d+ tokens, 9,000 were asked for; ask for fewer"):
         dialogue_text_for("hub", "train", TOKENIZER, 9_000)
     with pytest.raises(ValueError, match='run_subject is \'embeded\'; expected "embedded", "hub" or "gemma"'):
         dialogue_text_for("embeded", "train", TOKENIZER, 10)
 
-    def unreachable(*arguments, **keywords):
-        raise ConnectionError("Name or service not known")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ConnectionError, match="lmsys.* could not be read from the hub .* use subject='embedded'"):
+def test_no_network_is_one_clear_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("SUITE_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match='lmsys.* is not complete in the local .* use subject="embedded"'):
         dialogue_text_for("hub", "train", TOKENIZER, 10)
 
 
