@@ -15,6 +15,7 @@ from helpers.notebook.run import Run
 from helpers.suite import __main__ as cli
 from helpers.suite import run as notebooks
 from helpers.suite.run import execute, name_of, number_of
+from helpers.suite.workshop import filed
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 0}
 SUITE = notebooks.find(solutions=True)
@@ -109,6 +110,7 @@ def test_a_reference_run_is_stored_with_its_results(reference, suite, results_fo
     cli.store_all(paths, suite, data)
     kept, left = (folder / "embedded-laptop" / "02.json" for folder in (data, results_folder))
     assert kept.read_bytes() == left.read_bytes()
+    assert {name: part["title"] for name, [part] in filed(data).items()} == {"02": "opening", "90": "opening"}
     stored = nbformat.read(paths[1], as_version=4)
     assert not is_stale(stored)
     assert stored.cells[2].outputs[0].text == "laptop\n"

@@ -18,6 +18,7 @@ from helpers.base.storage import OUT, RESULTS, ROOT, results_dir, write_atomic
 from helpers.notebook import claims
 from helpers.suite.run import INTERRUPTED, executed_copy, find, folder_of, number_of, run, summary
 from helpers.suite.store import read_storable, store
+from helpers.suite.workshop import file_sections
 
 REFERENCE = {"scale": "laptop", "subject": "embedded", "seed": 0}  # the run whose outputs the repository shows
 
@@ -71,6 +72,7 @@ def store_all(paths: list[Path], out: Path, results: Path) -> None:
         store(copy, path)
         if measured[path]:
             write_atomic(results / folder_of(REFERENCE) / measured[path].name, measured[path].read_bytes())
+    file_sections([copy for path, copy in copies.items() if path.parent.name != "solutions"], results)
     for kept in results_dir().glob("*-reference/*.json"):  # of long runs
         if kept.stem in map(number_of, copies):
             write_atomic(results / kept.parent.name / kept.name, kept.read_bytes())

@@ -108,17 +108,18 @@ def cache() -> Finding:
 def pins() -> Finding:
     """Whether every package has the version that requirements.txt says."""
     wrong = wrong_pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
-    seen = "every package has its pinned version" if not wrong else f"{len(wrong)} packages differ: " + ", ".join(wrong)
-    return Finding(seen if len(seen) < 200 else f"{seen[:200]} …", INSTALL if wrong else "")
+    seen = ", ".join(f"{name} {found} instead of {pin}" for name, (found, pin) in wrong.items())
+    if not wrong:
+        return Finding("every package has its pinned version")
+    return Finding(f"{len(wrong)} packages differ: {seen if len(seen) < 200 else seen[:200] + ' …'}", INSTALL)
 
 
-def wrong_pins(requirements: str) -> list[str]:
-    """`name version-or-absent instead of pin`, for each line `name==pin` that holds here and is not so."""
+def wrong_pins(requirements: str) -> dict[str, tuple[str, str]]:
+    """name -> (installed version or "absent", pin), for each line `name==pin` that holds here and is not so."""
     marker = importlib.import_module("packaging.markers").Marker
     lines = re.findall(r"^([\w.-]+)==([\w.]+)(?:; (.+))?$", requirements, re.MULTILINE)
     wanted = {name: pin for name, pin, condition in lines if not condition or marker(condition).evaluate()}
-    found = {name: _version(name) for name in wanted}
-    return [f"{name} {found[name]} instead of {pin}" for name, pin in wanted.items() if found[name] != pin]
+    return {name: (found, pin) for name, pin in wanted.items() if (found := _version(name)) != pin}
 
 
 def _version(name: str) -> str:

@@ -1,8 +1,9 @@
-"""The pages made of the stored runs: CLAIMS.md, and the tables and pictures of README.md.
+"""The pages made of the stored runs: CLAIMS.md, and the tables of README.md, with its pictures, and WORKSHOP.md.
 
     CLAIMS.md   every claim with the paper's value, ours and the verdict; and the leaderboard of methods
     README.md   between `<!-- name:begin -->` and `<!-- name:end -->`: the ledger's totals with the results that matter
                 most (`results`), the notebooks with a thumbnail each (`notebooks`), what the commands took (`costs`)
+    WORKSHOP.md between such markers: the tables of `helpers.suite.workshop`
 
 A notebook marks the figure that carries its message by the cell tag `gallery`.
 """
@@ -24,8 +25,10 @@ from helpers.figures import plots
 from helpers.notebook.claims import MARKS, counts, number, numbers, table
 from helpers.suite.run import find, number_of
 from helpers.suite.store import in_palette, pngs
+from helpers.suite.workshop import tables
 
 PICTURES = DATA / "gallery"
+WORKSHOP = ROOT / "notebooks" / "WORKSHOP.md"
 THUMBNAIL = 400  # pixels wide
 PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
 HEADLINES = ("G1", "G4", "G18", "C28", "C15")  # what the README shows, misses included
@@ -64,24 +67,34 @@ def write_pages() -> None:
     """Make all of it anew from the stored notebooks and results."""
     for name, png in {**thumbnails(), "question": question()}.items():
         write_atomic(PICTURES / f"{name}.png", png)
-    readme = ROOT / "README.md"
-    write_atomic(readme, filled(readme.read_text(encoding="utf-8")))
+    for path, fill_in in ((ROOT / "README.md", filled), (WORKSHOP, workshop)):
+        write_atomic(path, fill_in(path.read_text(encoding="utf-8")))
     write_atomic(ROOT / "CLAIMS.md", ledger())
 
 
 def filled(readme: str, results: Path = RESULTS) -> str:
     """The README's text with what is between its markers made anew."""
     parts = {"results": headlines(results), "notebooks": notebooks(results), "costs": costs(results)}
+    return fill_all(readme, parts)
+
+
+def workshop(text: str, results: Path = RESULTS) -> str:
+    """WORKSHOP.md's text likewise."""
+    return fill_all(text, tables(results), "WORKSHOP.md")
+
+
+def fill_all(text: str, parts: dict[str, str], page: str = "README.md") -> str:
+    """`text` with each body of `parts` between the markers of its name."""
     for name, body in parts.items():
-        readme = fill(readme, name, body)
-    return readme
+        text = fill(text, name, body, page)
+    return text
 
 
-def fill(text: str, name: str, body: str) -> str:
-    """`text` with `body` between its `name` markers. Raises ValueError where the markers are missing."""
+def fill(text: str, name: str, body: str, page: str = "README.md") -> str:
+    """`text` of `page` with `body` between its `name` markers. Raises ValueError where the markers are missing."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md needs the line {begin} once and after it the line {end} once")
+        raise ValueError(f"{page} needs the line {begin} once and after it the line {end} once")
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{body}\n{end}", text, flags=re.DOTALL)
 
 
