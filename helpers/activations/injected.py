@@ -58,6 +58,8 @@ class Plan:
 class InjectedPair:
     """A stream of pairs (batch, 2, d_model) over a stream of one model's activations; the same plants every time."""
 
+    cases: tuple[str, ...] = CASES  # what its identity says of context directions
+
     def __init__(self, stream: ActivationStream, plan: Plan | None = None, seed: int = 0):
         self.stream, self.plan, self.seed = stream, plan or Plan(), seed
         self.batch_size = stream.batch_size
@@ -89,7 +91,7 @@ class InjectedPair:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that the pairs depend on."""
-        parts = (self.stream.fingerprint, dataclasses.astuple(self.plan), CASES, self.seed)
+        parts = (self.stream.fingerprint, dataclasses.astuple(self.plan), self.cases, self.seed)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def batches(self, n_tokens: int | None = None, batch_size: int | None = None) -> Iterator[Tensor]:
@@ -103,7 +105,7 @@ class InjectedPair:
 
     def reader(self) -> "InjectedPair":
         """The same for other processes."""
-        return InjectedPair(self.stream.reader(), self.plan, self.seed)
+        return type(self)(self.stream.reader(), self.plan, self.seed)
 
     def sample(self, x: Tensor, seed: int) -> tuple[Tensor, Truth]:
         """Plant in other activations x (tokens, d_model) of the same model, held-out ones."""
@@ -145,3 +147,14 @@ class InjectedPair:
         """A stream of random numbers of its own for each purpose."""
         digest = hashlib.sha256(f"injected {self.seed} {purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class MovedPair(InjectedPair):
+    """An injected pair in which the context directions are old ones that fire at new places: chat has them at all of
+    their tokens, base at two thirds."""
+
+    cases = ("both", "chat alone")
+
+    def _strengths(self, n: int, random: torch.Generator) -> Truth:
+        base, chat = super()._strengths(n, random)
+        return Truth(base, torch.where(self.rho.isnan(), torch.maximum(base, chat), chat))

@@ -231,6 +231,9 @@ class SparseAutoencoder(nn.Module):
             raise ValueError("no latent is on at the start: scale the activations to unit norm, or lower the threshold")
         self.W_enc.mul_(encoder_scale * wanted / got)
 
+    def constrain(self) -> None:
+        """After each update: weights back to what the architecture allows. Here all are allowed."""
+
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Rows of W_dec back to unit norm."""

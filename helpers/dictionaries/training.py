@@ -192,6 +192,7 @@ class Training:
         with kernels.unsummed(self.sae.W_enc, self.sae.W_dec) as unsummed:
             step.loss.backward()
         self.optimizer.step(config.lr_at(self.tokens), unsummed)
+        self.sae.constrain()
         self._average()
         self.silent = torch.where(step.fired, 0, self.silent + len(x))
         progress = (self.tokens / config.tokens, (self.tokens + len(x)) / config.tokens)

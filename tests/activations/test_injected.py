@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.activations.injected import InjectedPair, Plan
+from helpers.activations.injected import InjectedPair, MovedPair, Plan
 from helpers.activations.stream import ActivationStream, Harvest
 from helpers.subjects.subject import Subject
 
@@ -111,3 +111,14 @@ def test_bad_plans():
     for change in ({"rate": 0.0}, {"each": 0}, {"strength": 0.0}, {"rate": 1.5}):
         with pytest.raises(ValueError, match="plant nothing: give a rate"):
             Plan(**change)
+
+
+def test_moved_directions_are_in_chat_wherever_they_are_and_in_base_at_two_thirds():
+    pair, x = MovedPair(stream(), PLAN), torch.randn(20_000, D)
+    moved, plain = pair.sample(x, seed=0)[1], InjectedPair(stream(), PLAN).sample(x, seed=0)[1]
+    base, chat = moved.base[:, 6:8], moved.chat[:, 6:8]  # of the context directions
+    assert torch.equal(base, plain.base[:, 6:8]) and ((base == chat) | (base == 0)).all()
+    assert ((base > 0).sum(0) / (chat > 0).sum(0) - 2 / 3).abs().max() < 0.05
+    others = [i for i in range(12) if i not in (6, 7)]
+    assert torch.equal(moved.chat[:, others], plain.chat[:, others])
+    assert pair.fingerprint != InjectedPair(stream(), PLAN).fingerprint
