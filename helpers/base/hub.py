@@ -34,7 +34,7 @@ STALLED = 90  # the library waits 10 s ($HF_HUB_DOWNLOAD_TIMEOUT) six times, and
 WAITS = (2, 8, 30)  # seconds before a busy hub is asked again
 BUSY = (429, 500, 502, 503, 504)
 BLOCK = 256  # rows of a data set in one file of the cache
-DISK = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT)
+DISK = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.ENOTDIR)
 PAGES = {"model": "", "dataset": "datasets/"}
 
 
@@ -48,9 +48,10 @@ def snapshot(repo: str, whole: Callable[[Path], Path], instead: str, **files: An
     with contextlib.suppress(FileNotFoundError):  # hub errors of absence are this one, too
         return whole(Path(snapshot_download(repo, local_files_only=True, **files)))
     try:
-        return whole(patiently(lambda: _fetched(repo, files)))
+        folder = patiently(lambda: _fetched(repo, files))
     except _ERRORS as error:
         raise refusal(repo, error, instead) from None
+    return whole(folder)
 
 
 def rows(name: str, column: str, *config: str, instead: str) -> Iterator[Any]:

@@ -24,6 +24,7 @@ import os
 import threading
 import time
 import timeit
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -366,7 +367,7 @@ def matched_ratios(
 ) -> pd.Series:
     """NMSE of one method over another's at matched L0: a geometric mean over `at`, one value for each value of `by`.
 
-    Only the L0 values that both methods reached count. Raises ValueError if a group has none.
+    Only the L0 values that both methods reached count; a group without one is nan, and a warning says what was reached.
     """
     return frame.groupby(list(by)).apply(_geometric_ratio, numerator, denominator, at, include_groups=False)
 
@@ -376,9 +377,11 @@ def _geometric_ratio(frame: pd.DataFrame, numerator: str, denominator: str, at: 
     low, high = max(a.l0.min(), b.l0.min()), min(a.l0.max(), b.l0.max())
     inside = [value for value in at if low <= value <= high]
     if not inside:
-        raise ValueError(
+        warnings.warn(
             f"{numerator} and {denominator} share L0 {low:.1f} to {high:.1f} only, which holds none of {list(at)}; "
-            "widen the sweep of either"
+            "widen the sweep of either",
+            stacklevel=2,
         )
+        return math.nan
     logs = [math.log(at_matched_l0(a.l0, a.nmse, v) / at_matched_l0(b.l0, b.nmse, v)) for v in inside]
     return math.exp(sum(logs) / len(logs))

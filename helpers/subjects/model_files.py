@@ -23,7 +23,10 @@ from helpers.base.storage import MODELS
 from helpers.subjects.packaged import GEMMA, packaged_folder
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
-HUB_FILES = {"allow_patterns": ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"], "ignore_patterns": "*/*"}
+HUB_FILES = {  # chat templates are *.jinja in newer repositories
+    "allow_patterns": ["*.json", "*.jinja", "*.safetensors", "merges.txt", "tokenizer.model"],
+    "ignore_patterns": "*/*",
+}
 
 
 class Pretrained(NamedTuple):
@@ -83,9 +86,12 @@ def complete(folder: Path) -> Path:
 
 def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not len(tokenizer.all_special_ids) < len(tokenizer) <= config.vocab_size:
+    known = tokenizer.added_tokens_decoder.items()
+    beyond = [i for i, token in known if token.special and i >= config.vocab_size]  # Gemma 3 has one, for images
+    n_entries = len(tokenizer) - len(beyond)
+    if not len(tokenizer.all_special_ids) < n_entries <= config.vocab_size:
         raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} entries where the model has {config.vocab_size}: save the "
+            f"the tokenizer in {folder} has {n_entries} entries where the model has {config.vocab_size}: save the "
             "model's own tokenizer there with save_pretrained"
         )
     return tokenizer

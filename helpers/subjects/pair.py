@@ -22,8 +22,8 @@ from helpers.subjects.subject import Subject
 class SubjectPair:
     """What `ActivationStream` needs of a subject; `residuals` are twice as wide as a model's.
 
-    Raises ValueError for models that differ in width, site, dtype or tokenizer, or whose tokenizer has no chat
-    template, and for scales that are not positive and finite.
+    Raises ValueError for models that differ in width, site, dtype or tokenizer, and for scales that are not positive
+    and finite.
     """
 
     base: Subject
@@ -43,10 +43,6 @@ class SubjectPair:
             raise ValueError(
                 f"{self.base.name} and {self.chat.name} have different vocabularies: the same token stream cannot go "
                 "through both; take models of one family"
-            )
-        if not (self.base.tokenizer.chat_template or self.chat.tokenizer.chat_template):
-            raise ValueError(
-                f"neither {self.base.name} nor {self.chat.name} has a chat template: set one on their tokenizer"
             )
 
     @property

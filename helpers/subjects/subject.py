@@ -42,11 +42,13 @@ SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for; no 
     "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b", "gemma": GEMMA.name},
     "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
 }
+CHAT_MARK = {"gemma2-base": "", "gemma2-chat": "-it"}  # how Google names the models of a pair
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A frozen language model and its site. Token ids are integers (B, T), residuals float32 (B, T, d_model).
+    """A frozen language model and its site. Token ids are integers (B, T), residuals float32 (B, T, d_model),
+    logits float32 (B, T, n_vocab).
 
     Gradients reach what the caller brings, the residuals to resume from and what `replace` uses, and nothing else.
     """
@@ -155,7 +157,7 @@ class Subject:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """Next-token logits, (B, T) -> (B, T, n_vocab)."""
-        return self.bridge(self._checked(tokens), use_cache=False)
+        return self.bridge(self._checked(tokens), use_cache=False).float()
 
     def losses(self, tokens: torch.Tensor) -> torch.Tensor:
         """Nats lost on each token but the first, (B, T) -> (B, T - 1)."""
@@ -178,7 +180,7 @@ class Subject:
         try:
             for block in below:
                 block.output = given
-            return self.bridge(given, use_cache=False)
+            return self.bridge(given, use_cache=False).float()
         finally:
             for block in below:
                 block.output = None
@@ -192,7 +194,7 @@ class Subject:
                 raise ValueError(f"replace must keep shape {tuple(residual.shape)}, it gave {tuple(replaced.shape)}")
             return replaced.to(residual.dtype)
 
-        return self._run(tokens, hook)
+        return self._run(tokens, hook).float()
 
     def _run(self, tokens: torch.Tensor, at_site: Callable) -> torch.Tensor:
         return self.bridge.run_with_hooks(self._checked(tokens), fwd_hooks=[(self.site, at_site)], use_cache=False)
@@ -253,7 +255,8 @@ def in_rows(values: torch.Tensor, context: int, head: int | None) -> torch.Tenso
 def subject_for(run_subject: str, family: str = "gpt2") -> str:
     """Name of the subject that a notebook's `subject` parameter stands for.
 
-    "gemma" is what $SUITE_GEMMA names, a model directory or a hub id, or else the packaged model.
+    "gemma" is what $SUITE_GEMMA names, a model directory or a hub id, or else the packaged model. The pair of "hub" is
+    what $SUITE_PAIR names, such as google/gemma-3-270m, and its chat model, which has the same name with "-it" behind.
     Raises ValueError for a family or a subject that does not exist.
     """
     if run_subject not in SUBJECTS.get(family, {}):
@@ -261,8 +264,12 @@ def subject_for(run_subject: str, family: str = "gpt2") -> str:
         raise ValueError(
             f'no subject "{run_subject}" of family "{family}": use {" or ".join(known)}, of {" or ".join(SUBJECTS)}'
         )
-    named = os.path.expanduser(os.environ.get("SUITE_GEMMA", "")) if run_subject == "gemma" else ""
-    return named or SUBJECTS[family][run_subject]
+    if run_subject == "gemma":
+        return os.path.expanduser(os.environ.get("SUITE_GEMMA", "")) or SUBJECTS[family][run_subject]
+    base = os.path.expanduser(os.environ.get("SUITE_PAIR", ""))
+    if run_subject == "hub" and family in CHAT_MARK and base:
+        return base + CHAT_MARK[family]
+    return SUBJECTS[family][run_subject]
 
 
 def load_subject(

@@ -177,7 +177,7 @@ def _contents(dialogue: Dialogue, position: int) -> list[tuple[int, int]]:
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    whole = all(tokenizer.convert_tokens_to_ids(turn) in tokenizer.all_special_ids for turn in TURNS)
+    whole = all(tokenizer.convert_tokens_to_ids(turn) in tokenizer.added_tokens_decoder for turn in TURNS)
     if not whole or not tokenizer.chat_template:
         raise ValueError(f"the tokenizer lacks the turn tokens {TURNS} or a chat template; train one with both")
     if tokenizer.apply_chat_template(SAMPLE, tokenize=False) != tokenizer.bos_token + render(SAMPLE):

@@ -128,6 +128,11 @@ def test_a_name_that_the_hub_does_not_know(kind, live_hub, monkeypatch):
     refused(kind, ValueError, f"{NAMES[kind]} is neither a directory here nor a {kind} on the hub: check the name")
 
 
+def test_what_a_repository_lacks_is_said_as_for_a_folder(live_hub):
+    (live_hub.root / "models" / REPO / "model.safetensors").unlink()
+    refused("model", FileNotFoundError, "model.safetensors")
+
+
 @both
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("on", ["/api/", "/tree/", "/resolve/", "/large/"])

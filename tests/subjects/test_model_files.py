@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AddedToken, AutoModelForCausalLM
 from twins import put_into_cache, save_tiny, tiny_tokenizer
 
 from helpers.subjects import model_files
@@ -107,6 +107,13 @@ def test_another_models_tokenizer_is_refused(folder, size):
     (folder / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"tokenizer in .* has \d+ entries where the model has 258"):
         load_subject(folder)
+
+
+def test_a_special_token_beyond_the_vocabulary_is_left_alone(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(AddedToken("<image_soft_token>", special=True), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    assert len(load_subject(folder).tokenizer) == 259 > load_subject(folder).n_vocab
 
 
 @pytest.mark.parametrize("name", ["docs-gpt3", "./nowhere", "/nowhere/at/all", "a/b/c", "~/model"])

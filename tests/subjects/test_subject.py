@@ -113,7 +113,8 @@ def test_bfloat16_stays_close_and_still_resumes_exactly(folders):
     tokens = some_tokens()
     for family, folder in folders.items():
         exact, rounded = load_subject(folder), load_subject(folder, dtype=torch.bfloat16)
-        assert rounded.residuals(tokens).dtype == torch.float32, family
+        for found in (rounded.residuals(tokens), rounded.logits(tokens), rounded.splice(tokens, lambda x: x)):
+            assert found.dtype == torch.float32, family
         error = (rounded.residuals(tokens) - exact.residuals(tokens)).norm() / exact.residuals(tokens).norm()
         assert 0 < error < 0.03, family
         assert torch.equal(rounded.resume(rounded.residuals(tokens)), rounded.logits(tokens)), family
@@ -190,6 +191,14 @@ def test_subject_for_a_run():
         subject_for("embeded")
     with pytest.raises(ValueError, match="family"):
         subject_for("hub", family="gpt5")
+
+
+def test_another_pair_of_the_hub_is_named_by_its_base(monkeypatch):
+    monkeypatch.setenv("SUITE_PAIR", "google/gemma-3-270m")
+    pair = [subject_for("hub", family) for family in ("gemma2-base", "gemma2-chat")]
+    assert pair == ["google/gemma-3-270m", "google/gemma-3-270m-it"]
+    assert subject_for("hub") == "openai-community/gpt2"
+    assert subject_for("embedded", "gemma2-chat") == "docs-gemma2-chat"
 
 
 def test_fingerprint_follows_weights_and_configuration(tmp_path, gpt2, folders):

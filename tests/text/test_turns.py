@@ -4,6 +4,7 @@ Which positions predict an answer: by hand, and against the released code's mask
 """
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -96,6 +97,15 @@ def test_dialogue_of_the_hub_has_roles_and_no_behaviours(hub):
     assert text["user"].startswith("Question ") and text["assistant"].startswith("Answer ")
     template = "<start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n<end_of_turn>\n"
     assert text["template"] == "<bos>" + 2 * template
+
+
+def test_turn_tokens_need_not_be_listed_as_special(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = {"image_token": "<unk>"}  # as Gemma 3 has it
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    said = Dialogue((Turn("What?", "That.", None),))
+    assert encode(said, load_tokenizer(tmp_path)).tokens.tolist() == encode(said, TOKENIZER).tokens.tolist()
 
 
 def test_dialogues_of_the_hub_are_split_and_keep_their_turns(hub):
