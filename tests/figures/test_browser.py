@@ -1,81 +1,19 @@
-"""A record by a slow twin, random before top, everything escaped, and a browser whose buttons turn its pages."""
+"""Random before top, everything escaped, and one output that is plain pages without scripts and a file by itself."""
 
+import base64
+import gzip
+import hashlib
+import json
 import re
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis.extra.numpy import arrays
 
-from helpers.figures import browser
-from helpers.figures.browser import LatentBrowser, latent_record, page
+from helpers.figures.browser import SCRIPT, LatentBrowser, page
+from helpers.figures.records import Direction, latent_record
 
 WORDS = np.array([["the", " cat", "\n", " sat"], [" on", " a", " mat", "."], [" <b>", "&", '"', "\t"]])
 ACTS = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 4.0, 0.0]])
-
-
-def test_a_record_by_hand(monkeypatch):
-    monkeypatch.setattr(browser, "BINS", 4)
-    record = latent_record(7, ACTS, WORDS, context=1)
-    assert (record.latent, record.n_tokens, record.density) == (7, 12, 4 / 12)
-    assert (record.mean, record.maximum) == (7.5 / 4, 4.0)
-    assert record.histogram == (1, 1, 1, 1)  # 0.5 | 1 | 2 | 4: bins are closed below
-    assert [window.tokens for window in record.top] == [("&", '"', "\t"), ("the", " cat", "\n")]
-    assert record.top[0].activations == (0.0, 4.0, 0.0) and record.top[0].at == 1
-
-
-@given(
-    arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.sampled_from([0.0, 0.0, 0.5, 1.0, 3.0]))
-)
-def test_a_record_equals_loops_over_the_tokens(acts):
-    tokens = np.arange(acts.size).reshape(acts.shape)
-    record = latent_record(0, acts, tokens, n_top=2, n_random=3, context=2)
-    positive = [float(value) for value in acts.ravel() if value > 0]
-    assert record.density == pytest.approx(len(positive) / acts.size)
-    assert record.mean == pytest.approx(sum(positive) / max(len(positive), 1))
-    assert sum(record.histogram) == len(positive)
-    firing = [row for row in range(len(acts)) if max(acts[row]) > 0]
-    assert len(record.top) == min(2, len(firing)) and len(record.random) == min(3, len(firing))
-    peaks = sorted((max(acts[row]) for row in firing), reverse=True)
-    assert [window.activations[window.at] for window in record.top] == peaks[:2]
-    for window in (*record.top, *record.random):
-        first = int(window.tokens[0])
-        assert window.activations[window.at] > 0
-        assert window.activations == tuple(acts.ravel()[first : first + len(window.tokens)])
-        assert len({int(token) // acts.shape[1] for token in window.tokens}) == 1  # never across two windows
-
-
-def test_random_windows_are_distinct_follow_the_seed_and_ignore_strength():
-    acts = np.eye(40)[:, :10] + 0.0
-    acts = np.where(np.arange(10) == 3, np.linspace(1, 9, 40)[:, None], 0.0)
-    tokens = np.arange(400).reshape(40, 10)
-    drawn = [latent_record(1, acts, tokens, n_random=5, seed=seed).random for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert len({window.tokens for window in drawn[0]}) == 5
-    means = [np.mean([w.activations[w.at] for w in latent_record(1, acts, tokens, seed=s).random]) for s in range(40)]
-    assert np.mean(means) == pytest.approx(5.0, abs=0.5)  # the mean of all, far from the top's 8.6
-
-
-def test_ids_are_decoded_only_where_they_are_shown():
-    seen = []
-    ids = np.arange(12).reshape(3, 4)
-    record = latent_record(0, ACTS, ids, decode=lambda i: seen.append(i) or f"<{i}>", n_random=0, n_top=1, context=1)
-    assert record.top[0].tokens == ("<9>", "<10>", "<11>") and seen == [9, 10, 11]
-
-
-@pytest.mark.parametrize(
-    ("acts", "tokens", "message"),
-    [
-        (ACTS, WORDS[:2], r"\(3, 4\) and tokens \(2, 4\) must both be"),
-        (ACTS[0], WORDS[0], "must both be"),
-        (ACTS[:0], WORDS[:0], "not empty"),
-        (np.where(ACTS == 2, np.nan, ACTS), WORDS, "NaN or infinite"),
-    ],
-)
-def test_bad_arrays_are_refused(acts, tokens, message):
-    with pytest.raises(ValueError, match=message):
-        latent_record(0, acts, tokens)
 
 
 def test_random_windows_come_before_the_top():
@@ -93,7 +31,7 @@ def test_a_page_has_inline_styles_only_and_both_colours_wherever_there_is_text()
     html = page(latent_record(0, ACTS, WORDS))
     assert not re.search(r"<(style|script|svg|link|img)|\bid=", html)
     assert re.findall(r'class="([^"]*)"', html) == ["mathjax_ignore tex2jax_ignore"]  # two dollar signs are no formula
-    for style in re.findall(r'<(?:p|div|mark|code)[^>]*style="([^"]*)"', html):
+    for style in re.findall(r'<(?:p|div|mark|code|table|tr|th|td|summary)[^>]*style="([^"]*)"', html):
         assert "background" in style and re.search(r"(^|;)color:", style)
 
 
@@ -106,7 +44,7 @@ def test_stronger_activations_are_darker_and_their_value_is_in_the_tooltip():
 
 
 def test_the_picked_token_is_marked_and_silent_tokens_are_not():
-    html = page(latent_record(0, ACTS, WORDS, n_random=0, n_top=1))
+    html = page(latent_record(0, ACTS, WORDS, n_random=0, n_top=1, n_quarter=0))
     assert html.count("<u>") == 1 and "<b><u>&quot;</u></b>" in html
     assert html.count("<mark") == 2  # 0.5 and 4
 
@@ -114,39 +52,85 @@ def test_the_picked_token_is_marked_and_silent_tokens_are_not():
 def test_a_latent_that_never_fires_has_a_page():
     record = latent_record(3, np.zeros((2, 4)), WORDS[:2])
     assert (record.density, record.mean, record.maximum, record.top, record.random) == (0, 0, 0, (), ())
-    assert page(record).count(">none<") == 2
+    assert page(record).count(">none<") == 2 and "quarter" not in page(record)
+
+
+def test_a_page_shows_whatever_is_known():
+    both = [Direction("base", 0.5, ("a",), ("<i>",)), Direction("chat", 2.0, neighbours=((12, 0.75),))]
+    facts = {"best probe": "topic <1>", "Δ": 0.9371}
+    html = page(latent_record(0, ACTS, WORDS, directions=both, facts=facts, densities=np.array([0.01, 4 / 12, 0.5])))
+    assert "Denser than 33% of all latents: 0.01" in html and html.count('title="this latent"') == 1
+    assert "best probe: <b>topic &lt;1&gt;</b> · Δ: <b>0.937</b>." in html
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", html)
+    cells = [re.sub("<[^>]*>", "", cell) for cell in cells]
+    assert cells[:6] == ["", "base", "chat", "Decoder norm", "0.5", "2"]
+    assert cells[6:] == [
+        *("Makes likelier", "a", ""),
+        *("Makes less likely", "&lt;i&gt;", ""),
+        *("Closest latents", "", "12 (0.75)"),
+    ]
+
+
+def test_effects_are_in_the_tooltips_and_the_largest_is_written_out():
+    effects = np.zeros(ACTS.shape)
+    effects[0] = [0.0, 0.25, -0.5, 0.0]
+    html = page(latent_record(0, ACTS[:1], WORDS[:1], effects=effects[:1], n_random=0, n_quarter=0))
+    assert 'title="2, loss without it +0.25 nats">' in html
+    assert '<span title="0, loss without it -0.5 nats">⏎</span>' in html
+    assert "(largest effect: -0.5 nats at ⏎)" in html
 
 
 @pytest.fixture
 def records():
-    return [latent_record(latent, ACTS, WORDS) for latent in (5, 17, 3, 99)]
+    facts = {5: {"Δ": 0.5}, 17: {"Δ": np.float32(0.25), "probe": "</script>"}, 3: {"Δ": float("nan")}, 99: {"Δ": 1}}
+    return [latent_record(latent, ACTS, WORDS, facts=known) for latent, known in facts.items()]
 
 
-def test_menu_and_buttons_turn_the_pages(records):
-    browser = LatentBrowser(records)
-    assert "Latent 5<" in browser.page.value
-    browser.menu.value = 2
-    assert "Latent 3<" in browser.page.value
-    browser.forth.click()
-    browser.forth.click()
-    assert "Latent 5<" in browser.page.value
-    browser.back.click()
-    assert "Latent 99<" in browser.page.value and browser.menu.value == 3
+def unpacked(html):
+    packs = re.findall(r'<script type="text/plain">([^<]*)</script>', html)
+    return [json.loads(gzip.decompress(base64.b64decode(pack))) for pack in packs]
 
 
-def test_one_output_holds_the_widget_and_the_static_pages(records, monkeypatch):
+def test_one_output_holds_the_static_pages_and_all_pages_packed(records, monkeypatch):
     shown = []
     monkeypatch.setattr("helpers.figures.browser.display", shown.append)
     browser = LatentBrowser(records, n_static=3)
     browser.show()
     assert shown == [browser]
-    bundle = browser._repr_mimebundle_()
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == browser.model_id
-    html = bundle["text/html"]
+    html = browser._repr_html_()
     assert [latent for latent in (5, 17, 3, 99) if f"<b>Latent {latent}</b>" in html] == [5, 17, 3]
-    assert html.index("Latent 5<") < html.index("<details") and html.count("<details") == 2
+    assert html.index("Latent 5<") < html.index("<details><summary>Latent")
+    index, pages = unpacked(html)
+    assert pages == [page(record) for record in records]
+    assert [latent["numbers"]["latent"] for latent in index["latents"]] == [5, 17, 3, 99]
 
 
-def test_a_browser_of_nothing_is_refused():
+def test_the_index_has_numbers_to_sort_by_and_words_to_search(records):
+    index, _ = unpacked(LatentBrowser(records)._repr_html_())
+    first, second, third, _ = index["latents"]
+    assert first["numbers"] == {"latent": 5, "density": 4 / 12, "maximum": 4.0, "Δ": 0.5}
+    assert first["at"] == '"' and set(first["words"].split()) == {"·cat", "·sat", "·<b>", '"'}
+    assert second["numbers"]["Δ"] == 0.25 and second["words"].endswith("</script>")
+    assert third["numbers"]["Δ"] is None  # JSON has no NaN
+
+
+def test_many_pages_are_packed_apart(records):
+    _, *packs = unpacked(LatentBrowser(records * 40)._repr_html_())
+    assert [len(pack) for pack in packs] == [64, 64, 32]
+
+
+def test_the_file_fetches_nothing_and_runs_no_script_but_ours(records, tmp_path):
+    path = LatentBrowser(records).export_html(tmp_path / "latents.html")
+    html = path.read_text(encoding="utf-8")
+    (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
+    assert script == SCRIPT.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    assert not re.search(r"https?://|\b(src|href)=", html)
+
+
+def test_a_browser_of_nothing_and_an_axis_of_nothing_are_refused(records):
     with pytest.raises(ValueError, match="got no records"):
         LatentBrowser([])
+    with pytest.raises(ValueError, match="No record has a number 'probe' among its facts"):
+        LatentBrowser(records, scatter=("Δ", "probe"))

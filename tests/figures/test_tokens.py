@@ -39,7 +39,9 @@ def test_half_a_character_is_shown_by_its_bytes(tiny):
 
 def test_a_token_looks_the_same_in_browser_and_figure(tiny):
     ids = np.array([tiny("a —<b").input_ids])
-    html = page(latent_record(0, np.ones(ids.shape), ids, lambda token: token_text(tiny, token), n_random=0))
+    html = page(
+        latent_record(0, np.ones(ids.shape), ids, lambda token: token_text(tiny, token), n_random=0, n_quarter=0)
+    )
     cells = re.sub("<[^>]*>", " ", html.split("Top activations")[1]).split()
     assert cells == ["a", "·&lt;E2&gt;", "&lt;80&gt;", "&lt;94&gt;", "&lt;", "b"]
     figure = draw(Trie([(tuple(ids[0].tolist()), 1.0)]), lambda token: token_text(tiny, token), title="A latent")
@@ -81,7 +83,7 @@ def test_tokens_stand_from_left_to_right():
     assert in_line(["אב", "a", "\u0639"], "|") == "אב\u200e|a|\u0639\u200e"
     figure = draw(Trie([((1, 2), 1.0)]), {1: "א", 2: "ב"}.get, title="A latent")
     assert figure.data[0].text == ("א\u200e ב\u200e",)
-    record = latent_record(0, np.ones((1, 2)), np.array([["א", "ב"]]), n_random=0)
+    record = latent_record(0, np.ones((1, 2)), np.array([["א", "ב"]]), n_random=0, n_quarter=0)
     assert page(record).count("\u200e") == 2
 
 
