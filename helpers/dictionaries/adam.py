@@ -42,7 +42,7 @@ class Adam:
             for gradient, rows, *moments in self._blocks(name, weight, unsummed.get(weight, [])):
                 unit = self.unit_norm and weight is self.sae.W_dec
                 if unit:
-                    gradient = gradient.addcmul(torch.linalg.vecdot(gradient, rows).unsqueeze(1), rows, value=-1)
+                    gradient.addcmul_(torch.linalg.vecdot(gradient, rows).unsqueeze(1), rows, value=-1)
                 self._adam(rows, gradient, *moments, lr * factor if name in own else lr)
                 if unit:
                     rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True))

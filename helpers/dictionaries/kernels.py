@@ -21,10 +21,12 @@ import contextlib
 import functools
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,6 @@ from helpers.base import products
 from helpers.dictionaries import shards
 
 GROUP = 4  # members per group in each stage of topk
-BIAS = 32  # columns that carry the bias through the product: adding it afterwards costs more
 BLOCK = {"cpu": 1024, "gpu": 16384}  # tokens whose pre-activations are worked on at once
 SAMPLE = 256  # tokens that tell whether a batch is sparse
 INTEGER = {
@@ -48,6 +49,9 @@ Unsummed = dict[Tensor, list[tuple["Code", Tensor, Tensor]]]  # of a weight: its
 
 _buffers: dict[tuple, Tensor] = {}
 _unsummed: Unsummed = {}
+
+with warnings.catch_warnings(action="ignore"):
+    torch.empty(0, 0).to_sparse_csr()  # the first in a process warns that such tensors are in beta
 
 
 @contextlib.contextmanager
@@ -89,7 +93,7 @@ def _select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     wide, bits = (torch.int32, 16) if x.dtype == torch.int16 and x.shape[1] <= 2**16 else (torch.int64, 32)
     if x.device.type != "cpu" or x.dtype == torch.int64:
         return x.topk(k, sorted=False)
-    packed = (x.to(wide) << bits) | torch.arange(x.shape[1], dtype=wide)
+    packed = x.to(wide).bitwise_left_shift_(bits).bitwise_or_(torch.arange(x.shape[1], dtype=wide))
     packed.numpy().partition(x.shape[1] - k, axis=1)
     largest = packed[:, -k:]
     return (largest >> bits).to(x.dtype), (largest & (2**bits - 1)).long()
@@ -145,16 +149,33 @@ class Code:
         last = self.n_latents if last is None else last
         whole = (first, last) == (0, self.n_latents)
         begin, end = (0, len(order)) if whole else starts[[first, last]].tolist()
-        weights = values[order[begin:end]]
+        weights = values.index_select(0, order[begin:end])  # several times faster than values[...]
         offsets = starts[first:last] - begin
         return F.embedding_bag(tokens[begin:end], rows, offsets, mode="sum", per_sample_weights=weights)
+
+    def dots(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """The token's row . the latent's row of weight, for each pair: (batch, d), (n_latents, d) -> (m,)."""
+        if rows.device.type != "cpu":
+            pairs = self.latents, self.starts, self.tokens
+            return torch.ops.aten._embedding_bag_per_sample_weights_backward(rows, weight, *pairs, 0)
+        zeros, shape = rows.new_zeros(len(self.latents)), (len(rows), len(weight))
+        pairs = torch.sparse_csr_tensor(self._bounds(), self.latents, zeros, shape, check_invariants=False)
+        return torch.sparse.sampled_addmm(pairs, rows, weight.T).values()
 
     @functools.cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs sorted by latent: order (m,), tokens (m,), and where each latent's begin (n_latents + 1,)."""
+        if self.latents.device.type == "cpu":  # to count takes a third of the time that sorting takes
+            pairs = np.arange(len(self.latents), dtype=np.int32), self.latents.numpy(), self._bounds().numpy()
+            found = scipy.sparse.csr_array(pairs, shape=(len(self.starts), self.n_latents)).tocsc()
+            return tuple(torch.from_numpy(each) for each in (found.data, found.indices, found.indptr))
         latents, order = self.latents.sort()
         bounds = torch.arange(self.n_latents + 1, device=latents.device, dtype=latents.dtype)
         return order, self.tokens[order], torch.searchsorted(latents, bounds, out_int32=True)
+
+    def _bounds(self) -> Tensor:
+        """Where the pairs of each token begin and the last ones end: (batch + 1,)."""
+        return F.pad(self.starts, (0, 1), value=len(self.latents))
 
 
 def code_of(latents: Tensor) -> Code:
@@ -289,14 +310,21 @@ def _pre_acts(
     """sizes * (W x + b) for a block of tokens after another (tokens, n), in the buffer of the block before; the first
     block may be smaller."""
     dtype, most = products.compute_dtype(centred), BLOCK["cpu" if W.device.type == "cpu" else "gpu"]
-    padded = F.pad(centred.to(dtype), (0, BIAS), value=1.0)
-    weights = _scratch("weights", (len(W), W.shape[1] + BIAS), dtype, W.device)
-    scale = W.new_ones(()) if sizes is None else sizes
-    torch.mul(W, scale.unsqueeze(-1), out=weights[:, :-BIAS])
-    weights[:, -BIAS:].zero_()[:, 0].copy_(b * scale)
-    for x in (*padded[:first].split(most), *padded[len(padded) if first is None else first :].split(most)):
+    if sizes is None:
+        weights, bias = _in_type(dtype, "weights", W), b.to(dtype)
+    else:
+        weights = torch.mul(W, sizes.unsqueeze(-1), out=_scratch("weights", W.shape, dtype, W.device))
+        bias = (b * sizes).to(dtype)
+    centred = centred.to(dtype)
+    for x in (*centred[:first].split(most), *centred[len(centred) if first is None else first :].split(most)):
         if len(x):
-            yield torch.mm(x, weights.T, out=_scratch("pre_acts", (len(x), len(W)), dtype, W.device))
+            pre_acts = _scratch("pre_acts", (len(x), len(W)), dtype, W.device)
+            yield torch.addmm(bias, x, weights.T, out=pre_acts)
+
+
+def _in_type(dtype: torch.dtype, purpose: str, weight: Tensor) -> Tensor:
+    """The weight itself, or a copy of this type in the buffer for this purpose."""
+    return weight if weight.dtype == dtype else _scratch(purpose, weight.shape, dtype, weight.device).copy_(weight)
 
 
 def _scratch(purpose: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -331,17 +359,14 @@ class _Decode(torch.autograd.Function):
     def forward(ctx, values, code, W_dec):
         ctx.save_for_backward(values, W_dec)
         ctx.code, dtype = code, products.compute_dtype(W_dec)
-        rows = _scratch("rows", W_dec.shape, dtype, W_dec.device).copy_(W_dec)
+        rows = _in_type(dtype, "rows", W_dec)
         return F.embedding_bag(code.latents, rows, code.starts, mode="sum", per_sample_weights=values.to(dtype)).float()
 
     @staticmethod
     def backward(ctx, grad):
         values, W_dec = ctx.saved_tensors
-        code = ctx.code
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(  # grad . W_dec[latent], for each pair
-            grad, W_dec, code.latents, code.starts, code.tokens, 0
-        )
-        return dots, None, _row_gradient(W_dec, code, values, grad) if ctx.needs_input_grad[2] else None
+        by_row = _row_gradient(W_dec, ctx.code, values, grad) if ctx.needs_input_grad[2] else None
+        return ctx.code.dots(grad, W_dec), None, by_row
 
 
 def _row_gradient(weight: Tensor, code: Code, values: Tensor, rows: Tensor) -> Tensor | None:

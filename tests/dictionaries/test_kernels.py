@@ -198,6 +198,24 @@ def test_sums_over_the_tokens_of_a_latent_by_hand():
     assert code.sums(code.values, rows, first=1, last=3).tolist() == [[0.0], [320.0]]
 
 
+def test_dots_of_the_pairs_by_hand():
+    code = a_code([0, 2, 2, 1], [1.0, 2.0, 3.0, 4.0], k=2, n_latents=3)
+    rows, weight = torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[5.0, 9.0], [7.0, 7.0], [3.0, 4.0]])
+    assert code.dots(rows, weight).tolist() == [5.0, 3.0, 10.0, 21.0]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.floats(0, 1), st.integers(0, 99))
+def test_pairs_of_any_code_equal_the_dense_product(batch, d, n, share, seed):
+    random = torch.Generator().manual_seed(seed)
+    rows, weight = torch.randn(batch, d, generator=random), torch.randn(n, d, generator=random)
+    dense = torch.rand(batch, n, generator=random) * (torch.rand(batch, n, generator=random) < share)
+    code = kernels.code_of(dense)  # tokens and latents without a pair included
+    torch.testing.assert_close(code.dots(rows, weight), (rows @ weight.T)[dense > 0], rtol=1e-5, atol=1e-5)
+    middle = n // 2
+    for first, last in ((0, n), (0, middle), (middle, n)):
+        torch.testing.assert_close(code.sums(code.values, rows, first, last), (dense.T @ rows)[first:last])
+
+
 def test_fired_by_hand():
     code = a_code([0, 2, 2, 3], [1.0, 0.0, 3.0, 0.0], k=2, n_latents=5)
     assert code.fired().tolist() == [True, False, True, False, False]
