@@ -52,11 +52,11 @@ def page(record: LatentRecord) -> str:
     """One latent as HTML that needs neither style sheet nor script."""
     parts = [f'<p style="{INK};font-size:17px;margin:4px 0"><b>Latent {record.latent}</b></p>', *_statistics(record)]
     parts += _directions(record.directions)
-    parts += _section("Random positive activations", record.random, record.maximum)
-    parts += _section("Top activations", record.top, record.maximum)
+    parts += section("Random positive activations", record.random, record.maximum)
+    parts += section("Top activations", record.top, record.maximum)
     if any(record.quarters):
         quarters = zip(QUARTERS, record.quarters, strict=True)
-        inner = [part for name, windows in quarters for part in _section(f"From the {name}", windows, record.maximum)]
+        inner = [part for name, windows in quarters for part in section(f"From the {name}", windows, record.maximum)]
         summary = f'<summary style="{INK};margin:12px 0 4px"><b>By quarter of its activations</b></summary>'
         parts.append(f"<details>{summary}{''.join(inner)}</details>")
     return card(parts)
@@ -204,7 +204,8 @@ def _sparkline(counts: Sequence[int], own: int | None = None) -> str:
     return "".join(bars)
 
 
-def _section(title: str, windows: Sequence[Window], maximum: float) -> list[str]:
+def section(title: str, windows: Sequence[Window], maximum: float) -> list[str]:
+    """A heading and windows below it, coloured up to `maximum`."""
     texts = [coloured(window, maximum) for window in windows] or ["none"]
     return [
         f'<p style="{INK};margin:12px 0 4px"><b>{title}</b></p>',
