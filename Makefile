@@ -21,7 +21,7 @@ RUN    := $(VENV) -m helpers.suite run
 # A cluster's module or a shell's profile may set these; .venv is whole without, and another Python's packages break it.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup notebooks gemma lab test lint reference pages clean bench interop doctor
+.PHONY: help setup notebooks gemma lab test lint reference pages clean bench interop doctor workshop
 
 help: ## list what can be done
 	@echo "make notebooks  SCALE=smoke|laptop|paper  SUBJECT=embedded|hub|gemma  SEED=0  ONLY=\"01 02\"  SET=\"reference=True\""
@@ -105,3 +105,6 @@ $(READY): requirements.txt pyproject.toml
 
 doctor: ## is this laptop ready for the notebooks? Sets nothing up
 	@$(if $(wildcard $(VENV)),$(VENV),$(PYTHON)) -m helpers.suite.doctor
+
+workshop: $(READY) ## one file for laptops without a network or make: wheels, models, notebooks; for this system and Python
+	@$(VENV) -m helpers.suite.bundle
