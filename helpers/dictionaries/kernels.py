@@ -203,8 +203,8 @@ def encode_topk(
     with torch.no_grad():
         if among is not None:
             encoder = [None if each is None else each[among] for each in encoder]
-        values, latents = _largest(centred, *encoder, min(k, len(encoder[0])))
-        values, each = shards.winners(values, k, group), values.shape[1]
+        values, latents = _largest(centred, *encoder, k, group)
+        each = values.shape[1]  # k, or all that take part here
         latents = (latents if among is None else among[latents]).flatten().int()
         values = _unscaled(values.flatten(), latents, sizes)
     tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
@@ -297,9 +297,11 @@ def decode_sparse(code: Code, W_dec: Tensor) -> Tensor:
     return shards.summed(_Decode.apply(code.values, code, W_dec), code.group)
 
 
-def _largest(centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def _largest(
+    centred: Tensor, W: Tensor, b: Tensor, sizes: Tensor | None, k: int, group: shards.Group = None
+) -> tuple[Tensor, Tensor]:
     """The k largest of sizes * relu(W x + b) for each x of (batch, d): values in fp32 and indices, (batch, k)."""
-    parts = [topk(block, k) for block in _pre_acts(centred, W, b, sizes)]
+    parts = [topk(block, k, group) for block in _pre_acts(centred, W, b, sizes)]
     values, indices = (torch.cat(part) for part in zip(*parts, strict=True))
     return values.float(), indices
 

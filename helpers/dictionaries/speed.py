@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.base import products
-from helpers.dictionaries import kernels
+from helpers.dictionaries import kernels, shards
 from helpers.dictionaries.autoencoders import SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import AuxK, Remedy
+from helpers.dictionaries.sharded import split
 from helpers.dictionaries.training import TrainConfig, Training
 
 AUXK = AuxK()
@@ -31,9 +32,9 @@ def training_flops(d_model: int, n_latents: int, k: int, tokens: int) -> int:
     return (2 * n_latents + 8 * k) * d_model * tokens
 
 
-def time_step(d_model: int, n_latents: int, k: int, batch: int, repeats: int) -> float:
-    """Median seconds of a training step while no latent is dead."""
-    training, x = _training(d_model, n_latents, k, batch)
+def time_step(d_model: int, n_latents: int, k: int, batch: int, repeats: int, group: shards.Group = None) -> float:
+    """Median seconds of a training step while no latent is dead, divided over a `group` of processes."""
+    training, x = _training(d_model, n_latents, k, batch, group=group)
     return float(np.median(_interleaved([lambda: training.step(x)], repeats)))
 
 
@@ -70,12 +71,15 @@ def encoder_share(d_model: int, n_latents: int, k: int, batch: int, repeats: int
     return np.divide(*_interleaved([_product(training, x), lambda: training.step(x)], repeats).T)
 
 
-def _training(d: int, n: int, k: int, batch: int, remedy: Remedy | None = None) -> tuple[Training, Tensor]:
+def _training(
+    d: int, n: int, k: int, batch: int, remedy: Remedy | None = None, group: shards.Group = None
+) -> tuple[Training, Tensor]:
     """A training that never ends, and a batch of random unit vectors."""
     if min(d, n, k, batch) < 1 or k > n:
         raise ValueError(f"sizes must be at least 1 and k at most n_latents, not {d=}, {n=}, {k=} with {batch} tokens")
     x = F.normalize(torch.randn(batch, d, generator=torch.Generator().manual_seed(1000)), dim=-1)
-    return Training(SparseAutoencoder(d, n, TopK(k)), TrainConfig(2**50, remedy=remedy or Remedy()), x), x
+    sae = SparseAutoencoder(d, n, TopK(k))
+    return Training(split(sae, group) if group else sae, TrainConfig(2**50, remedy=remedy or Remedy()), x), x
 
 
 def _stepper(d: int, n: int, k: int, batch: int, dead_share: float, remedy: Remedy) -> Callable[[], None]:
