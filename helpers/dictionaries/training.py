@@ -163,6 +163,8 @@ class Training:
     """One training under way: all that changes from batch to batch. `first` (batch, d_model) is what it starts from."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, first: Tensor):
+        if sae.group and type(config.remedy) not in (Remedy, AuxK):
+            raise ValueError(f"{type(config.remedy).__name__} is not for several processes: use AuxK() or Remedy()")
         shards.require_same(checksum(first), "batches", sae.group)
         self.sae, self.config = sae.to(first.device), config
         self.n_latents = int(shards.total(torch.tensor(sae.n_latents), sae.group))

@@ -7,20 +7,26 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sharded_worker
 import torch
 from sharded_worker import BY_TWO, CASES, N, batches
+from twins import CountingSubject
 
+from helpers.activations.stream import ActivationStream, Harvest
 from helpers.base import products
 from helpers.base.storage import ROOT, load_state, save_state
 from helpers.dictionaries import shards
-from helpers.dictionaries.autoencoders import MultiTopK, ReLU, SparseAutoencoder
+from helpers.dictionaries.autoencoders import MultiTopK, ReLU, SparseAutoencoder, TopK
+from helpers.dictionaries.dead_latents import Resample
+from helpers.dictionaries.designated import DedicatedCrosscoder
 from helpers.dictionaries.shard_files import load_rows
-from helpers.dictionaries.sharded import split
-from helpers.dictionaries.training import train
+from helpers.dictionaries.sharded import Together, part, split
+from helpers.dictionaries.training import TrainConfig, Training, train
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -146,7 +152,65 @@ def test_the_k_largest_of_all_processes_win_and_equals_go_to_the_first(monkeypat
     assert shards.winners(offers[1], 2, OneOf(1, 2)).tolist() == [[4, 0], [0, 0]]
 
 
+def test_a_process_can_make_its_part_alone_and_parts_differ():
+    parts = [part(lambda n, seed: SparseAutoencoder(8, n, TopK(3), seed), 50, OneOf(rank, 4)) for rank in range(4)]
+    assert [sae.n_latents for sae in parts] == [12, 13, 12, 13] and parts[2].group.rank() == 2
+    assert torch.cat([sae.W_dec for sae in parts]).unique(dim=0).shape == (50, 8)
+
+
+def test_crosscoders_with_latents_of_their_own_kind_are_refused():
+    with pytest.raises(ValueError, match="a DedicatedCrosscoder is not trained by several processes"):
+        split(DedicatedCrosscoder(8, N, TopK(3), dedicated=2), OneOf(0, 2))
+
+
+def test_other_remedies_are_refused():
+    sae = split(SparseAutoencoder(8, N, TopK(3)), OneOf(0, 2))
+    with pytest.raises(ValueError, match=r"Resample is not for several processes: use AuxK\(\) or Remedy\(\)"):
+        Training(sae, TrainConfig(64, remedy=Resample()), torch.randn(64, 8))
+
+
+def test_processes_with_different_batches_are_refused(monkeypatch):
+    """The first number is another process's."""
+    monkeypatch.setattr(shards, "gathered", lambda x, group: torch.stack([x + 1, x]))
+    with pytest.raises(ValueError, match="the processes have different batches"):
+        Training(split(SparseAutoencoder(8, N, TopK(3)), OneOf(0, 2)), TrainConfig(64), torch.randn(64, 8))
+
+
 @pytest.mark.parametrize("activation", [ReLU(), MultiTopK(3)])
 def test_architectures_without_one_contest_are_refused(activation):
     with pytest.raises(ValueError, match="not trained by several processes: use TopK or BatchTopK"):
         split(SparseAutoencoder(8, N, activation), OneOf(0, 2))
+
+
+class Threads:
+    """Stands in for the processes of a group: threads, each with a `member` of its own."""
+
+    def __init__(self, size, monkeypatch):
+        self.barrier, self.given = threading.Barrier(size), {}
+        self.members = [OneOf(rank, size) for rank in range(size)]
+        monkeypatch.setattr(shards, "gathered", self.gathered)
+
+    def gathered(self, x, member):
+        self.given[member.rank()] = x
+        self.barrier.wait(10)
+        everyone = torch.stack([self.given[rank] for rank in range(member.size())])
+        self.barrier.wait(10)
+        return everyone
+
+
+def harvested(subject):
+    """The first 90 shuffled activations of 25 rows, three rows a forward pass and at last one."""
+    tokens = torch.arange(200) % 50
+    stream = ActivationStream(subject, tokens, Harvest(context=8, rows=3, normalisation="none"), batch_size=30)
+    return torch.cat(list(stream.batches(90)))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_harvest_by_several_processes_is_that_of_one_and_each_runs_its_share(size, monkeypatch):
+    alone, members = CountingSubject(), Threads(size, monkeypatch).members
+    subjects = [CountingSubject() for _ in members]
+    with ThreadPoolExecutor(size) as threads:
+        found = list(threads.map(harvested, map(Together, subjects, members)))
+    assert all(torch.equal(each, harvested(alone)) for each in found)
+    assert sum(subject.rows_read for subject in subjects) == 25
+    assert subjects[0].rows_read == {2: 17, 4: 9}[size]  # of 8 passes of three rows 16 or 8, and the last row
