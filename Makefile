@@ -51,7 +51,7 @@ reference: $(READY) ## run at laptop scale, then store outputs, results and the 
 	@$(VENV) -m helpers.suite store $(CHOICE)
 	@$(VENV) -m helpers.suite pages
 
-pages: $(READY) ## make CLAIMS.md and the README's tables anew from the stored notebooks and results
+pages: $(READY) ## make CLAIMS.md, and the tables of README.md and WORKSHOP.md, anew from the stored notebooks and results
 	@$(VENV) -m helpers.suite pages
 
 clean: ## delete what runs left behind: out/, the environments and the caches of the tools (not the cache of activations)

@@ -18,7 +18,6 @@ from helpers.base.storage import OUT, RESULTS, ROOT, results_dir, write_atomic
 from helpers.notebook import claims
 from helpers.suite.run import INTERRUPTED, executed_copy, find, folder_of, number_of, run, summary
 from helpers.suite.store import read_storable, store
-from helpers.suite.workshop import file_sections
 
 REFERENCE = {"scale": "laptop", "subject": "embedded", "seed": 0}  # the run whose outputs the repository shows
 
@@ -56,8 +55,10 @@ def _store(options: argparse.Namespace) -> int:
 
 def _pages(options: argparse.Namespace) -> int:
     from helpers.suite.pages import write_pages  # plotly's browser is not needed by the others
+    from helpers.suite.workshop import write_page
 
     write_pages()
+    write_page()
     return 0
 
 
@@ -72,6 +73,8 @@ def store_all(paths: list[Path], out: Path, results: Path) -> None:
         store(copy, path)
         if measured[path]:
             write_atomic(results / folder_of(REFERENCE) / measured[path].name, measured[path].read_bytes())
+    from helpers.suite.workshop import file_sections
+
     file_sections([copy for path, copy in copies.items() if path.parent.name != "solutions"], results)
     for kept in results_dir().glob("*-reference/*.json"):  # of long runs
         if kept.stem in map(number_of, copies):
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run_parser = commands.add_parser("run", help="run notebooks; executed copies and results go to out/")
     store_parser = commands.add_parser("store", help="take the last laptop run into the repository")
-    commands.add_parser("pages", help="make CLAIMS.md and the README's tables anew").set_defaults(command=_pages)
+    commands.add_parser("pages", help="make CLAIMS.md and the pages' tables anew").set_defaults(command=_pages)
     for sub, command in ((run_parser, _run), (store_parser, _store)):
         sub.set_defaults(command=command)
         sub.add_argument("--only", default="", help='numbers to choose, such as "01 02"')

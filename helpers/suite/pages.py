@@ -1,9 +1,8 @@
-"""The pages made of the stored runs: CLAIMS.md, and the tables of README.md, with its pictures, and WORKSHOP.md.
+"""The pages made of the stored runs: CLAIMS.md, and the tables and pictures of README.md.
 
     CLAIMS.md   every claim with the paper's value, ours and the verdict; and the leaderboard of methods
     README.md   between `<!-- name:begin -->` and `<!-- name:end -->`: the ledger's totals with the results that matter
                 most (`results`), the notebooks with a thumbnail each (`notebooks`), what the commands took (`costs`)
-    WORKSHOP.md between such markers: the tables of `helpers.suite.workshop`
 
 A notebook marks the figure that carries its message by the cell tag `gallery`.
 """
@@ -25,10 +24,8 @@ from helpers.figures import plots
 from helpers.notebook.claims import MARKS, counts, number, numbers, table
 from helpers.suite.run import find, number_of
 from helpers.suite.store import in_palette, pngs
-from helpers.suite.workshop import tables
 
 PICTURES = DATA / "gallery"
-WORKSHOP = ROOT / "notebooks" / "WORKSHOP.md"
 THUMBNAIL = 400  # pixels wide
 PAPERS = {"G": "Scaling and evaluating sparse autoencoders", "C": "Crosscoder model diffing"}
 HEADLINES = ("G1", "G4", "G18", "C28", "C15")  # what the README shows, misses included
@@ -67,8 +64,8 @@ def write_pages() -> None:
     """Make all of it anew from the stored notebooks and results."""
     for name, png in {**thumbnails(), "question": question()}.items():
         write_atomic(PICTURES / f"{name}.png", png)
-    for path, fill_in in ((ROOT / "README.md", filled), (WORKSHOP, workshop)):
-        write_atomic(path, fill_in(path.read_text(encoding="utf-8")))
+    readme = ROOT / "README.md"
+    write_atomic(readme, filled(readme.read_text(encoding="utf-8")))
     write_atomic(ROOT / "CLAIMS.md", ledger())
 
 
@@ -76,11 +73,6 @@ def filled(readme: str, results: Path = RESULTS) -> str:
     """The README's text with what is between its markers made anew."""
     parts = {"results": headlines(results), "notebooks": notebooks(results), "costs": costs(results)}
     return fill_all(readme, parts)
-
-
-def workshop(text: str, results: Path = RESULTS) -> str:
-    """WORKSHOP.md's text likewise."""
-    return fill_all(text, tables(results), "WORKSHOP.md")
 
 
 def fill_all(text: str, parts: dict[str, str], page: str = "README.md") -> str:
@@ -108,7 +100,7 @@ def ledger(results: Path = RESULTS) -> str:
     for letter, paper in PAPERS.items():
         cells = [_claim_cells(row) for row in rows if row["claim"].id.startswith(letter)]
         header = ["id", "claim", "paper", "measured here", "seeds", "verdict"]
-        parts += [f"## {paper}", _markdown_table(header, cells)]
+        parts += [f"## {paper}", markdown_table(header, cells)]
     return "\n\n".join([*parts, "## Recovery of planted differences", LEGEND, leaderboard(results)]) + "\n"
 
 
@@ -118,7 +110,7 @@ def headlines(results: Path = RESULTS) -> str:
     chosen = [row for row in rows if row["claim"].id in HEADLINES]
     chosen.sort(key=lambda row: HEADLINES.index(row["claim"].id))
     cells = [[MARKS[row["verdict"]], row["claim"].claim, row["claim"].paper, _measured(row)] for row in chosen]
-    return f"{counts(rows)}, of {len(rows)} claims.\n\n" + _markdown_table(["", "claim", "paper", "here"], cells)
+    return f"{counts(rows)}, of {len(rows)} claims.\n\n" + markdown_table(["", "claim", "paper", "here"], cells)
 
 
 def leaderboard(results: Path = RESULTS) -> str:
@@ -127,7 +119,7 @@ def leaderboard(results: Path = RESULTS) -> str:
         if board := json.loads(path.read_text(encoding="utf-8")).get("recorded", {}).get("leaderboard"):
             cells = percent_table(pd.DataFrame(board["rows"]), "method", "measure")
             header = ["method", *(name.replace("_", " ") for name in cells)]
-            return f"{board['about']}\n\n{_markdown_table(header, cells.reset_index().to_numpy().tolist())}"
+            return f"{board['about']}\n\n{markdown_table(header, cells.reset_index().to_numpy().tolist())}"
     return "Not run yet."
 
 
@@ -146,7 +138,8 @@ def _measured(row: dict) -> str:
     return "<br>".join(filter(None, (numbers(row), f"<small>{claim.measured}</small>", anew)))
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown of cells that hold text."""
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -178,7 +171,7 @@ def costs(results: Path = RESULTS) -> str:
     )
     keys = ("minutes", "disk_gb", "memory_gb")
     cells = [[f"`{row['command']}`", *(f"{row[key]:.1f}" for key in keys)] for row in found["commands"]]
-    return _markdown_table([f"on {found['hardware']}", "minutes", "GB on disk after it", "GB of memory"], cells)
+    return markdown_table([f"on {found['hardware']}", "minutes", "GB on disk after it", "GB of memory"], cells)
 
 
 def question_of(path: Path) -> str:

@@ -20,9 +20,11 @@ import nbformat
 
 from helpers.base.storage import RESULTS, write_atomic
 from helpers.notebook.claims import number
-from helpers.suite.run import find, number_of
+from helpers.suite.pages import fill_all, markdown_table
+from helpers.suite.run import NOTEBOOKS, find, number_of
 from helpers.suite.store import own_cells
 
+PAGE = NOTEBOOKS / "WORKSHOP.md"
 WORDS = 200  # a minute
 TALK = 10  # minutes for questions, a notebook
 PLANS = {
@@ -63,15 +65,24 @@ def _seconds(papermill: dict) -> float | None:
 def file_sections(copies: Iterable[Path], results: Path = RESULTS) -> None:
     """Put the sections of these executed notebooks into `results`/sections.json; those of others stay."""
     found = filed(results) | {number_of(copy): sections(nbformat.read(copy, as_version=4)) for copy in copies}
-    write_atomic(
-        Path(results) / "sections.json", json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True)
+    write_atomic(Path(results) / "sections.json", text + "\n")
 
 
 def filed(results: Path = RESULTS) -> dict[str, list[dict]]:
     """Number of a notebook -> its sections, as the last stored run filed them."""
     file = Path(results) / "sections.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def write_page() -> None:
+    """Make the tables of WORKSHOP.md anew from what the stored runs filed."""
+    write_atomic(PAGE, filled_page(PAGE.read_text(encoding="utf-8")))
+
+
+def filled_page(text: str) -> str:
+    """WORKSHOP.md's text with what is between its markers made anew."""
+    return fill_all(text, tables(), PAGE.name)
 
 
 def tables(results: Path = RESULTS) -> dict[str, str]:
@@ -85,13 +96,11 @@ def tables(results: Path = RESULTS) -> dict[str, str]:
 def _day(title: str, numbers: tuple[str, ...], results: Path) -> str:
     """One day: when each notebook begins, and what it takes."""
     rows = [_whole(name, results) for name in numbers]
-    begins = [0, *accumulate(round(row["allot"]) for row in rows)]
-    body = [
-        [_clock(at), _link(name), *_shown(row), row["gb"]] for at, name, row in zip(begins, numbers, rows, strict=False)
-    ]
-    return f"**{title}**: {_clock(begins[-1])} hours without breaks.\n\n" + _table(
-        ["at", "notebook", *HEADER, "GB"], body
-    )
+    *begins, end = [0, *accumulate(round(row["allot"]) for row in rows)]
+    facts = zip(begins, numbers, rows, strict=True)
+    cells = [[_clock(at), _link(name), *_shown(row), row["gb"]] for at, name, row in facts]
+    table = markdown_table(["at", "notebook", *HEADER, "GB"], cells)
+    return f"**{title}**: {_clock(end)} hours without breaks.\n\n{table}"
 
 
 def _whole(name: str, results: Path) -> dict:
@@ -106,7 +115,7 @@ def _whole(name: str, results: Path) -> dict:
 
 def _by_section(numbers: tuple[str, ...], results: Path) -> str:
     rows = [[f"{name} · {part['title']}", *_shown(part)] for name in numbers for part in filed(results).get(name, [])]
-    return _table(["section", *HEADER], rows)
+    return markdown_table(["section", *HEADER], rows)
 
 
 def _link(name: str) -> str:
@@ -115,14 +124,9 @@ def _link(name: str) -> str:
 
 
 def _shown(minutes: dict) -> list[str]:
-    return ["–" if minutes[key] is None else f"{minutes[key]:.1f}" for key in ("run", "read")] + [
-        f"{minutes['solve']:.0f}"
-    ]
+    run, read = ("–" if minutes[key] is None else f"{minutes[key]:.1f}" for key in ("run", "read"))
+    return [run, read, f"{minutes['solve']:.0f}"]
 
 
 def _clock(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])

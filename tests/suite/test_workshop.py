@@ -11,10 +11,9 @@ import pytest
 from nbformat import v4
 
 from helpers.suite import workshop as plans
-from helpers.suite.pages import WORKSHOP, workshop
-from helpers.suite.workshop import TALK, file_sections, filed, sections, tables
+from helpers.suite.workshop import PAGE, TALK, file_sections, filed, filled_page, sections, tables
 
-TEXT = WORKSHOP.read_text(encoding="utf-8")
+TEXT = PAGE.read_text(encoding="utf-8")
 CELL = Path(plans.__file__).with_name("colab_cell.py")
 
 
@@ -78,12 +77,12 @@ def test_a_day_by_hand(executed, tmp_path, monkeypatch):
 
 
 def test_the_page_is_current():
-    assert workshop(TEXT) == TEXT, "run `make pages` and commit what it changed"
+    assert filled_page(TEXT) == TEXT, "run `make pages` and commit what it changed"
 
 
 def test_files_and_sections_that_it_names_exist():
     links = re.findall(r"\]\(([^)]+)\)", TEXT)
-    assert links and [link for link in links if not (WORKSHOP.parent / link).exists()] == []
+    assert links and [link for link in links if not (PAGE.parent / link).exists()] == []
     skipped = re.search(r"\*\*What to skip\.\*\*(.+?)\n\n", TEXT, re.DOTALL)[1]
     named = re.sub(r"\s+", " ", skipped)
     titles = [part["title"] for parts in filed().values() for part in parts]
