@@ -4,6 +4,7 @@
   "use strict";
   const INK = "color:#1a1a1a;background:#ffffff";
   const FIELD = `${INK};border:1px solid #767676;border-radius:4px;padding:4px;font:14px Arial,Helvetica,sans-serif`;
+  const MONO = "font:13px Menlo,Consolas,'DejaVu Sans Mono',monospace";
   const MARGIN = { left: 62, right: 14, top: 12, bottom: 44 }; // pixels around the scatter's axes
   const REACH = 12; // pixels between a click and the point that it means
 
@@ -17,7 +18,9 @@
   async function browse(root) {
     const [index, ...packs] = root.querySelectorAll('script[type="text/plain"]');
     const { latents, scatter, per_pack } = await unpack(index);
-    latents.forEach((latent, i) => Object.assign(latent, { i, text: `${latent.numbers.latent} ${latent.words}`.toLowerCase() }));
+    for (const [i, latent] of latents.entries()) {
+      Object.assign(latent, { i, text: `${latent.numbers.latent} ${latent.words}`.toLowerCase() });
+    }
     const state = { latents, scatter, shown: latents, chosen: latents[0] };
     const parts = layout(root, state);
     const unpacked = new Map(); // number of a pack -> its pages, or the promise of them
@@ -90,30 +93,35 @@
   function layout(root, state) {
     const names = [...new Set(state.latents.flatMap((latent) => Object.keys(latent.numbers)))];
     const search = element("input", { type: "search", placeholder: "number or tokens", style: FIELD });
-    const sort = element("select", { style: FIELD }, names.map((name) => element("option", { value: name, textContent: name })));
+    const options = names.map((name) => element("option", { value: name, textContent: name }));
+    const sort = element("select", { style: FIELD }, options);
     const order = element("select", { style: FIELD }, [
       element("option", { value: "up", textContent: "smallest first" }),
       element("option", { value: "down", textContent: "largest first" }),
     ]);
-    const list = element("select", { size: 22, style: `${FIELD};font-family:Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:13px` });
+    const list = element("select", { size: 22, style: `${FIELD};${MONO}` });
     const count = element("p", { role: "status", style: `${INK};margin:0` });
-    const controls = [label("Search", search), label("Sort by", sort), label("Order", order), count, label("Latents", list)];
-    const style = `${INK};display:flex;flex-direction:column;gap:6px;flex:0 0 250px`;
-    const page = element("div", { tabIndex: 0, ariaLabel: "Page of the latent; left and right go through its tokens", style: `${INK}` });
+    const fields = { Search: search, "Sort by": sort, Order: order, Latents: list };
+    const labelled = Object.entries(fields).map(([name, field]) => label(name, field));
+    const column = `${INK};display:flex;flex-direction:column;gap:6px;flex:0 0 250px`;
+    const left = element("div", { style: column }, [...labelled, count]);
+    const page = element("div", { tabIndex: 0, role: "region", style: INK });
+    page.ariaLabel = "Page of the latent; left and right go through its tokens";
     const readout = element("p", { role: "status", style: `${INK};margin:0 0 6px;min-height:20px;font-size:13px` });
     const plot = state.scatter.length ? scatterOf(state) : { draw: () => {} };
-    const right = element("div", { style: `${INK};flex:1 1 420px;min-width:0` }, [plot.canvas, readout, page].filter(Boolean));
-    const all = element("div", { style: `${INK};display:flex;flex-wrap:wrap;gap:16px;padding:8px;font:14px Arial,Helvetica,sans-serif` }, [
-      element("div", { style }, controls),
-      right,
-    ]);
+    const parts = [plot.canvas, readout, page].filter(Boolean);
+    const right = element("div", { style: `${INK};flex:1 1 420px;min-width:0` }, parts);
+    const frame = `${INK};display:flex;flex-wrap:wrap;gap:16px;padding:8px;font:14px Arial,Helvetica,sans-serif`;
+    const all = element("div", { style: frame }, [left, right]);
     root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's keys are not meant
     readTokens(page, readout);
+    const known = new Set(state.latents.map((latent) => String(latent.numbers.latent)));
     const show = (html) => {
       page.innerHTML = html;
       readout.textContent = "Point at a token, or go through them with the arrow keys, to read its activation.";
-      const known = new Set(state.latents.map((latent) => String(latent.numbers.latent)));
-      for (const link of page.querySelectorAll("[data-latent]")) if (known.has(link.dataset.latent)) link.replaceWith(linked(link));
+      for (const link of page.querySelectorAll("[data-latent]")) {
+        if (known.has(link.dataset.latent)) link.replaceWith(linked(link));
+      }
     };
     return { all, search, sort, order, list, count, page, show, ...plot };
   }
@@ -121,7 +129,8 @@
   // The value of the token under the pointer, or under a cursor that the arrow keys move.
   function readTokens(page, readout) {
     let cursor = -1;
-    const tokens = () => [...page.querySelectorAll("mark[title],span[title]")].filter((token) => token.checkVisibility());
+    const seen = (token) => token.checkVisibility(); // not in a folded part
+    const tokens = () => [...page.querySelectorAll("mark[title],span[title]")].filter(seen);
     const read = (token) => (readout.textContent = `“${token.textContent}”: ${token.title}`);
     page.addEventListener("mouseover", (event) => {
       const token = event.target.closest("[title]");
@@ -155,8 +164,8 @@
     const drawn = state.latents.filter((latent) => [x, y].every((name) => typeof latent.numbers[name] === "number"));
     const missing = state.latents.length - drawn.length;
     const note = missing ? `; ${missing} without a value are not drawn` : "";
-    const canvas = element("canvas", { ariaLabel: `Scatter of ${y} over ${x}, ${drawn.length} latents${note}. Choose one here or in the list.`, style: "width:100%;height:300px;cursor:crosshair" });
-    canvas.setAttribute("role", "img");
+    const canvas = element("canvas", { role: "img", style: "width:100%;height:300px;cursor:crosshair" });
+    canvas.ariaLabel = `Scatter of ${y} over ${x}, ${drawn.length} latents${note}. Choose one here or in the list.`;
     const range = (name) => {
       const values = drawn.map((latent) => latent.numbers[name]);
       const low = values.reduce((a, b) => Math.min(a, b), Infinity);
@@ -166,8 +175,10 @@
     };
     const [left, right] = range(x);
     const [bottom, top] = range(y);
-    const across = (value) => MARGIN.left + ((value - left) / (right - left)) * (canvas.clientWidth - MARGIN.left - MARGIN.right);
-    const up = (value) => canvas.clientHeight - MARGIN.bottom - ((value - bottom) / (top - bottom)) * (canvas.clientHeight - MARGIN.top - MARGIN.bottom);
+    const wide = () => canvas.clientWidth - MARGIN.left - MARGIN.right;
+    const high = () => canvas.clientHeight - MARGIN.top - MARGIN.bottom;
+    const across = (value) => MARGIN.left + ((value - left) / (right - left)) * wide();
+    const up = (value) => MARGIN.top + ((top - value) / (top - bottom)) * high();
     const place = (latent) => [across(latent.numbers[x]), up(latent.numbers[y])];
 
     function draw() {
@@ -183,7 +194,9 @@
       const shown = new Set(state.shown);
       for (const [among, color] of [[false, "#d0d0d0"], [true, "#0072B2"]]) {
         pen.fillStyle = color;
-        for (const latent of drawn) if (shown.has(latent) === among) pen.fillRect(...place(latent).map((at) => at - 1.5), 3, 3);
+        for (const latent of drawn) {
+          if (shown.has(latent) === among) pen.fillRect(...place(latent).map((at) => at - 1.5), 3, 3);
+        }
       }
       if (drawn.includes(state.chosen)) ring(pen, ...place(state.chosen));
     }
@@ -193,7 +206,7 @@
       pen.textAlign = "center";
       for (const value of ticks(left, right)) {
         pen.fillStyle = "#e3e3e3";
-        pen.fillRect(across(value), MARGIN.top, 1, height - MARGIN.top - MARGIN.bottom);
+        pen.fillRect(across(value), MARGIN.top, 1, high());
         pen.fillStyle = "#1a1a1a";
         pen.fillText(String(value), across(value), height - MARGIN.bottom + 16);
       }
@@ -201,7 +214,7 @@
       pen.textAlign = "right";
       for (const value of ticks(bottom, top)) {
         pen.fillStyle = "#e3e3e3";
-        pen.fillRect(MARGIN.left, up(value), width - MARGIN.left - MARGIN.right, 1);
+        pen.fillRect(MARGIN.left, up(value), wide(), 1);
         pen.fillStyle = "#1a1a1a";
         pen.fillText(String(value), MARGIN.left - 6, up(value) + 4);
       }
@@ -240,7 +253,8 @@
     const power = 10 ** Math.floor(Math.log10((high - low) / 4));
     const step = power * ([5, 2].find((factor) => (high - low) / (power * factor) >= 4) || 1);
     const first = Math.ceil(low / step);
-    return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+    const length = Math.floor(high / step) - first + 1;
+    return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(12)));
   }
 
   // ---- the document

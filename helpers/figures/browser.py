@@ -99,7 +99,9 @@ class LatentBrowser:
         """The first pages as plain HTML, all but the first folded."""
         first, *rest = self.records[: self.n_static]
         folded = [f"<details><summary>Latent {record.latent}</summary>{page(record)}</details>" for record in rest]
-        note = f"{1 + len(rest)} of {len(self.records)} latents; run the notebook to browse them all."
+        note = (
+            f"{1 + len(rest)} of {len(self.records)} latents. Where scripts run, as in JupyterLab, all can be browsed."
+        )
         return "".join([page(first), *folded, f"<p><small>{note}</small></p>"])
 
     def _repr_html_(self) -> str:
