@@ -1,5 +1,5 @@
 // The live part of the latent browser: a list to search and sort, and a scatter, over pages that Python has drawn.
-// It finds elements of class latent-browser: the static pages, then the index and packs of pages as base64 of gzip.
+// It finds elements of class latent-browser: static pages, then an index and packs of pages as base64 of gzip.
 (() => {
   "use strict";
   const INK = "color:#1a1a1a;background:#ffffff";
@@ -16,8 +16,7 @@
   }
 
   async function browse(root) {
-    const [index, ...packs] = root.querySelectorAll('script[type="text/plain"]');
-    const { latents, scatter, per_pack } = await unpack(index);
+    const { latents, scatter, per_pack } = await unpack(root, 0);
     for (const [i, latent] of latents.entries()) {
       Object.assign(latent, { i, text: `${latent.numbers.latent} ${latent.words}`.toLowerCase() });
     }
@@ -39,7 +38,7 @@
       parts.list.value = latent.i;
       parts.draw();
       const number = Math.floor(latent.i / per_pack);
-      if (!unpacked.has(number)) unpacked.set(number, unpack(packs[number]));
+      if (!unpacked.has(number)) unpacked.set(number, unpack(root, 1 + number));
       const pages = await unpacked.get(number);
       if (state.chosen === latent) parts.show(pages[latent.i % per_pack]); // another may have been chosen meanwhile
     };
@@ -63,8 +62,13 @@
     performance.mark("latents-shown"); // how long a reader waits: performance.getEntriesByName("latents-shown")
   }
 
-  async function unpack(node) {
-    const bytes = Uint8Array.from(atob(node.textContent), (char) => char.charCodeAt(0));
+  // The index, 0, and the first pages, 1, stand before this script; the others may still be on their way.
+  async function unpack(root, number) {
+    if (number > 1 && document.readyState === "loading") {
+      await new Promise((loaded) => document.addEventListener("DOMContentLoaded", loaded));
+    }
+    const packed = root.querySelectorAll('script[type="text/plain"]')[number].textContent;
+    const bytes = Uint8Array.from(atob(packed), (char) => char.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   }
@@ -113,7 +117,6 @@
     const right = element("div", { style: `${INK};flex:1 1 420px;min-width:0` }, parts);
     const frame = `${INK};display:flex;flex-wrap:wrap;gap:16px;padding:8px;font:14px Arial,Helvetica,sans-serif`;
     const all = element("div", { style: frame }, [left, right]);
-    root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's keys are not meant
     readTokens(page, readout);
     const known = new Set(state.latents.map((latent) => String(latent.numbers.latent)));
     const show = (html) => {
@@ -267,6 +270,7 @@
     const node = Object.assign(document.createElement(kind), properties);
     if (style) node.style.cssText = style;
     if (role) node.setAttribute("role", role);
+    node.dataset.lmSuppressShortcuts = ""; // JupyterLab's keys are not meant, and it asks the focused element itself
     node.append(...children);
     return node;
   }

@@ -38,7 +38,7 @@ CARD = (
     "font-family:Arial,Helvetica,sans-serif;font-size:14px;line-height:1.45"
 )
 QUARTERS = ("weakest quarter", "second quarter", "third quarter", "strongest quarter")
-SCRIPT = Path(__file__).with_name("browser.js")
+SCRIPT = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
 PER_PACK = 64  # pages that are unpacked at once
 HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" '
@@ -91,7 +91,7 @@ class LatentBrowser:
     def export_html(self, path: str | Path) -> Path:
         """Write the browser as one file that opens offline."""
         title = f"{len(self.records):,} latents"
-        hashed = base64.b64encode(hashlib.sha256(SCRIPT.read_text(encoding="utf-8").encode()).digest()).decode()
+        hashed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
         write_atomic(Path(path), HEAD.format(title=title, hash=hashed, body=self._repr_html_()))
         return Path(path)
 
@@ -108,8 +108,8 @@ class LatentBrowser:
         pages = [page(record) for record in self.records]
         packs = [pages[first : first + PER_PACK] for first in range(0, len(pages), PER_PACK)]
         index = {"scatter": self.scatter, "per_pack": PER_PACK, "latents": [_entry(record) for record in self.records]}
-        packed = "".join(f'<script type="text/plain">{_packed(data)}</script>' for data in (index, *packs))
-        live = f"{packed}<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+        packed = [f'<script type="text/plain">{_packed(data)}</script>' for data in (index, *packs)]
+        live = "".join([*packed[:2], f"<script>{SCRIPT}</script>", *packed[2:]])  # it starts before the rest is there
         return f'<div class="latent-browser {NO_MATHS}"><div>{self.static()}</div>{live}</div>'
 
 
