@@ -1,7 +1,9 @@
 """The exported file in a real browser, used as a reader uses it; skipped, with the reason, where there is none."""
 
+import nbformat
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from real_browser import real_page
 
 from helpers.figures import browser
@@ -27,14 +29,18 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def browser_of_four():
     def record(latent, scale):
         near = [Direction(neighbours=((3, 0.5), (1000, 0.4)))] if latent == 5 else []
         facts = {"Δ": DELTA[latent], "ν": 1 - DELTA[latent], "probe": f"topic {latent}"}
         return latent_record(latent, scale * ACTS, WORDS, directions=near, facts=facts)
 
-    records = [record(latent, 1 + i) for i, latent in enumerate(DELTA)]
-    return LatentBrowser(records, scatter=("Δ", "ν")).export_html(tmp_path_factory.mktemp("page") / "latents.html")
+    return LatentBrowser([record(latent, 1 + i) for i, latent in enumerate(DELTA)], scatter=("Δ", "ν"))
+
+
+@pytest.fixture(scope="module")
+def exported(browser_of_four, tmp_path_factory):
+    return browser_of_four.export_html(tmp_path_factory.mktemp("page") / "latents.html")
 
 
 @pytest.fixture
@@ -125,6 +131,23 @@ def test_all_controls_are_reached_by_tab(page):
         page.press("Tab", 9)
         seen.append(page.value("document.activeElement.tagName + (document.activeElement.size || '')"))
     assert seen[:6] == ["INPUT20", "SELECT", "SELECT", "SELECT22", "DIV", "BUTTON"]
+
+
+def test_no_key_goes_to_jupyterlab(page):
+    focusable = "input, select, button, [tabindex]"  # Lumino asks the focused element and then those around it
+    assert page.value(f"[...document.querySelectorAll('{focusable}')].every(n => 'lmSuppressShortcuts' in n.dataset)")
+
+
+def test_in_the_html_of_nbconvert_it_is_live_without_a_kernel_or_the_network(chromium, browser_of_four, tmp_path):
+    output = nbformat.v4.new_output("display_data", {"text/html": browser_of_four._repr_html_(), "text/plain": ""})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("browser.show()", outputs=[output])])
+    (tmp_path / "page.html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    chromium.send("Network.enable")
+    chromium.send("Network.setBlockedURLs", urls=["http://*", "https://*"])
+    chromium.open(tmp_path / "page.html")
+    chromium.until(READY)
+    assert chromium.value(LISTED) == "3 5 17 99"
+    chromium.send("Network.disable")
 
 
 def test_without_scripts_the_first_pages_are_there(page, exported):
