@@ -40,12 +40,12 @@ CARD = (
 QUARTERS = ("weakest quarter", "second quarter", "third quarter", "strongest quarter")
 SCRIPT = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
 PER_PACK = 64  # pages that are unpacked at once
-HEAD = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" '
-    'content="width=device-width"><meta name="color-scheme" content="light dark"><meta http-equiv='
-    "\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'\">"
-    "</head><body>{body}</body></html>\n"
-)  # nothing is fetched, and no script runs but ours
+HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'">
+</head><body>
+"""  # nothing is fetched, and no script runs but ours
 
 
 def page(record: LatentRecord) -> str:
@@ -84,15 +84,18 @@ class LatentBrowser:
             if not any(isinstance(_numbers(record).get(name), float) for record in self.records):
                 raise ValueError(f"No record has a number {name!r} among its facts: it cannot be an axis.")
 
+    def __repr__(self) -> str:
+        return f"LatentBrowser of {len(self.records):,} latents"
+
     def show(self) -> None:
         """Display the browser."""
         display(self)
 
     def export_html(self, path: str | Path) -> Path:
         """Write the browser as one file that opens offline."""
-        title = f"{len(self.records):,} latents"
-        hashed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-        write_atomic(Path(path), HEAD.format(title=title, hash=hashed, body=self._repr_html_()))
+        digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+        head = HEAD.format(title=self, hash=f"sha256-{digest}")
+        write_atomic(Path(path), f"{head}{self._repr_html_()}\n</body></html>\n")
         return Path(path)
 
     def static(self) -> str:

@@ -108,7 +108,7 @@ def latent_record(
         return tuple(_window(activations, tokens, effects, row, at, context, decode) for row, at in chosen)
 
     return LatentRecord(
-        latent=latent,
+        latent=int(latent),
         n_tokens=activations.size,
         density=positive.size / activations.size,
         mean=float(positive.mean()) if positive.size else 0.0,

@@ -83,7 +83,7 @@ def test_effects_are_in_the_tooltips_and_the_largest_is_written_out():
 @pytest.fixture
 def records():
     facts = {5: {"Δ": 0.5}, 17: {"Δ": np.float32(0.25), "probe": "</script>"}, 3: {"Δ": float("nan")}, 99: {"Δ": 1}}
-    return [latent_record(latent, ACTS, WORDS, facts=known) for latent, known in facts.items()]
+    return [latent_record(np.int64(latent), ACTS, WORDS, facts=known) for latent, known in facts.items()]
 
 
 def unpacked(html):
@@ -96,7 +96,7 @@ def test_one_output_holds_the_static_pages_and_all_pages_packed(records, monkeyp
     monkeypatch.setattr("helpers.figures.browser.display", shown.append)
     browser = LatentBrowser(records, n_static=3)
     browser.show()
-    assert shown == [browser]
+    assert shown == [browser] and repr(browser) == "LatentBrowser of 4 latents"
     html = browser._repr_html_()
     assert [latent for latent in (5, 17, 3, 99) if f"<b>Latent {latent}</b>" in html] == [5, 17, 3]
     assert html.index("Latent 5<") < html.index("<details><summary>Latent")
