@@ -115,7 +115,8 @@
     const plot = state.scatter.length ? scatterOf(state) : { draw: () => {} };
     const parts = [plot.canvas, readout, page].filter(Boolean);
     const right = element("div", { style: `${INK};flex:1 1 420px;min-width:0` }, parts);
-    const frame = `${INK};display:flex;flex-wrap:wrap;gap:16px;padding:8px;font:14px Arial,Helvetica,sans-serif`;
+    const rows = "display:flex;flex-wrap:wrap;gap:16px;padding:8px"; // where there is little room, page below list
+    const frame = `${INK};color-scheme:light;font:14px Arial,Helvetica,sans-serif;${rows}`;
     const all = element("div", { style: frame }, [left, right]);
     readTokens(page, readout);
     const known = new Set(state.latents.map((latent) => String(latent.numbers.latent)));
