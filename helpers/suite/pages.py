@@ -2,7 +2,8 @@
 
     CLAIMS.md   every claim with the paper's value, ours and the verdict; and the leaderboard of methods
     README.md   between `<!-- name:begin -->` and `<!-- name:end -->`: the ledger's totals with the results that matter
-                most (`results`), the notebooks with a thumbnail each (`notebooks`), what the commands took (`costs`)
+                most (`results`), the notebooks with a thumbnail each (`notebooks`), what the commands took (`costs`),
+                and what the hub's models take (`subjects`)
 
 A notebook marks the figure that carries its message by the cell tag `gallery`.
 """
@@ -72,7 +73,7 @@ def write_pages() -> None:
 def filled(readme: str, results: Path = RESULTS) -> str:
     """The README's text with what is between its markers made anew."""
     parts = {"results": headlines(results), "notebooks": notebooks(results), "costs": costs(results)}
-    return fill_all(readme, parts)
+    return fill_all(readme, parts | {"subjects": subjects(results)})
 
 
 def fill_all(text: str, parts: dict[str, str], page: str = "README.md") -> str:
@@ -172,6 +173,20 @@ def costs(results: Path = RESULTS) -> str:
     keys = ("minutes", "disk_gb", "memory_gb")
     cells = [[f"`{row['command']}`", *(f"{row[key]:.1f}" for key in keys)] for row in found["commands"]]
     return markdown_table([f"on {found['hardware']}", "minutes", "GB on disk after it", "GB of memory"], cells)
+
+
+def subjects(results: Path = RESULTS) -> str:
+    """What the hub's models take at full size, as `tests/benchmarks/full_size.py` measured it."""
+    file = Path(results) / "full_size.json"
+    found = (
+        json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"hardware": "not measured", "subjects": {}}
+    )
+    cells = [
+        [name, str(row["layer"]), row["dtype"], f"{row['memory_gb']:.1f}", f"{row['tokens_a_second']:,}"]
+        for name, row in found["subjects"].items()
+    ]
+    header = [f"one core of {found['hardware']}", "harvested after block", "dtype", "GB of memory", "tokens a second"]
+    return markdown_table(header, cells)
 
 
 def question_of(path: Path) -> str:

@@ -25,6 +25,7 @@ from helpers.suite.pages import (
     headlines,
     leaderboard,
     ledger,
+    subjects,
     thumbnails,
 )
 
@@ -36,6 +37,8 @@ STALE
 middle
 <!-- costs:begin -->
 <!-- costs:end -->
+<!-- subjects:begin -->
+<!-- subjects:end -->
 <!-- notebooks:begin -->
 <!-- notebooks:end -->
 end"""
@@ -152,6 +155,14 @@ def test_costs_are_those_of_a_fresh_clone(tmp_path):
     row = {"command": "make test", "minutes": 7.25, "disk_gb": 2.0, "memory_gb": 3.14}
     (tmp_path / "commands.json").write_text(json.dumps({"hardware": "2 cores", "commands": [row]}))
     assert costs(tmp_path).splitlines()[2] == "| `make test` | 7.2 | 2.0 | 3.1 |"
+
+
+def test_what_the_hubs_models_take_is_as_measured(tmp_path):
+    assert "not measured" in subjects(tmp_path)
+    row = {"layer": 8, "dtype": "float32", "memory_gb": 1.25, "tokens_a_second": 1234}
+    found = {"hardware": "A processor", "subjects": {"owner/model": row}}
+    (tmp_path / "full_size.json").write_text(json.dumps(found))
+    assert subjects(tmp_path).splitlines()[2] == "| owner/model | 8 | float32 | 1.2 | 1,234 |"
 
 
 def board(folder, *rows):
