@@ -263,9 +263,10 @@ def dialogue_pages(
     seed: int = 0,
 ) -> list[LatentRecord]:
     """A page for each chosen latent of a code (tokens, n_latents), from the first n dialogues."""
-    records = []
-    for j in checked_latents(chosen, code.shape[1]):
+    chosen, records = checked_latents(chosen, code.shape[1]), []
+    text = {"decode": lambda token: "" if token < 0 else token_text(tokenizer, token), "seed": seed}
+    known = {"n_tokens": int((reading.dialogue < n).sum()), "densities": (code[reading.dialogue < n] > 0).mean(0)}
+    for j in chosen:
         values, tokens = side_by_side(code[:, [j]].toarray()[:, 0], reading, n)
-        text = {"decode": lambda token: "" if token < 0 else token_text(tokenizer, token), "seed": seed}
-        records.append(latent_record(j, values, tokens, **text, n_random=3, n_top=5, context=24))
+        records.append(latent_record(j, values, tokens, **text, **known, n_random=3, n_top=5, context=24))
     return records

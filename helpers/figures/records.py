@@ -79,6 +79,7 @@ def latent_record(
     directions: Sequence[Direction] = (),
     effects: np.ndarray | None = None,
     densities: np.ndarray | None = None,
+    n_tokens: int | None = None,
     facts: Mapping[str, float | str] | None = None,
     seed: int = 0,
 ) -> LatentRecord:
@@ -90,6 +91,7 @@ def latent_record(
     promoted    tokens it makes likelier, where that is all that is known of its direction
     effects     (N, T) nats by which the loss on a token rises when the latent is taken out
     densities   (n_latents,) of all latents
+    n_tokens    how many of the N T places are text, if rows are padded
     facts       whatever else is known by name, as its best probe task or its pattern; numbers can be sorted by
 
     Raises ValueError for arrays that do not fit each other, are empty or not finite.
@@ -98,6 +100,8 @@ def latent_record(
     _check(activations, tokens, effects)
     at = np.argwhere(activations > 0)
     positive = activations[at[:, 0], at[:, 1]]
+    n_tokens = n_tokens or activations.size
+    density = positive.size / n_tokens
     rng = np.random.default_rng((seed, latent))
     order = np.argsort(-activations.max(1), kind="stable")
     strongest = ((row, activations[row].argmax()) for row in order if activations[row].max() > 0)
@@ -109,15 +113,15 @@ def latent_record(
 
     return LatentRecord(
         latent=int(latent),
-        n_tokens=activations.size,
-        density=positive.size / activations.size,
+        n_tokens=n_tokens,
+        density=density,
         mean=float(positive.mean()) if positive.size else 0.0,
         maximum=float(positive.max()) if positive.size else 0.0,
         histogram=tuple(np.histogram(positive, BINS, (0, positive.max() if positive.size else 1))[0].tolist()),
         random=windows(_shuffled(at, rng), n_random),
         top=windows(strongest, n_top),
         quarters=tuple(windows(_shuffled(quarter, rng), n_quarter) for quarter in quarters),
-        crowd=None if densities is None else _crowd(positive.size / activations.size, np.asarray(densities)),
+        crowd=None if densities is None else _crowd(density, np.asarray(densities)),
         directions=(*directions, *([Direction(promoted=tuple(promoted))] if len(promoted) else [])),
         facts=dict(facts or {}),
     )

@@ -52,7 +52,7 @@ def explored(subject):
     torch.manual_seed(0)
     crosscoder = Crosscoder(subject.d_model, 4, TopK(2))
     rows = np.arange(12)
-    reading = Heldout(torch.zeros(12, 2, 1), rows, rows * 0, rows * 0, rows * 0, rows // 6)
+    reading = Heldout(torch.zeros(12, 2, 1), rows, rows * 0, rows * 0, rows * 0, rows // 7)
     code = scipy.sparse.csr_array(np.eye(12, 4) + np.eye(12, 4, -6))
     pair = types.SimpleNamespace(base=subject, chat=subject)
     return crosscoder, diff_explorer(crosscoder, TABLE, code, reading, pair)
@@ -76,6 +76,12 @@ def test_both_models_rows_stand_beside_each_other(explored):
     assert ">base</th>" in browser.static() and ">chat</th>" in browser.static()
 
 
+def test_only_tokens_of_dialogues_count(explored):
+    _, browser = explored
+    assert [(record.n_tokens, record.density) for record in browser.records] == [(12, 2 / 12)] * 3
+    assert browser.records[0].crowd.denser_than == 0  # all four fire equally often
+
+
 def test_rows_that_differ_between_the_models_are_read_apart(explored, subject):
     crosscoder, _ = explored
     W_U = unembedding(subject)
@@ -94,8 +100,9 @@ def test_rows_that_differ_between_the_models_are_read_apart(explored, subject):
 
 def test_a_table_in_which_none_fires_is_refused(explored, subject):
     pair = types.SimpleNamespace(base=subject, chat=subject)
+    reading = Heldout(*(np.arange(4) for _ in range(5)), np.zeros(4, int))
     with pytest.raises(ValueError, match="got no records"):
-        diff_explorer(explored[0], TABLE.assign(rate=0.0), scipy.sparse.csr_array((12, 4)), None, pair)
+        diff_explorer(explored[0], TABLE.assign(rate=0.0), scipy.sparse.csr_array((4, 4)), reading, pair)
 
 
 def encode(ids):

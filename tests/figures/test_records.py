@@ -111,6 +111,11 @@ def test_a_density_is_placed_among_all():
     assert silent.bin is None and sum(silent.histogram) == silent.denser_than == 0
 
 
+def test_padding_is_no_text():
+    record = latent_record(0, ACTS, WORDS, n_tokens=8, densities=np.array([0.25, 0.75]))
+    assert (record.n_tokens, record.density, record.crowd.denser_than) == (8, 4 / 8, 1 / 2)
+
+
 def test_directions_by_hand():
     W_dec = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]])
     unembedding = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
