@@ -9,6 +9,7 @@ Counted for the training that `sharded` divides over p processes, with b the byt
                 while latents are dead both once more with AuxK's k
     seconds     products / their rate + bytes through memory / its rate + traffic / its rate, nothing at the same time
 
+It is a lower bound: to choose the k largest is counted by its memory alone, which is least true where rows are narrow.
 A machine is three rates: `measure_machine` finds them by works that are no training, so that `against_measured` says
 how far a plan may be trusted.
 """
