@@ -153,10 +153,10 @@ def _statistics(record: LatentRecord) -> list[str]:
     lines = [
         f"Active on {record.density:.3%} of {record.n_tokens:,} tokens; when active: mean {record.mean:.3g}, "
         f"maximum {record.maximum:.3g}.",
-        f"Activations 0 {_code(_sparkline(record.histogram), 'font-size:22px')} {record.maximum:.3g} (log count).",
+        f"Activations 0 {_code(_sparkline(record.histogram), 'font-size:18px')} {record.maximum:.3g} (log count).",
     ]
     if crowd := record.crowd:
-        bars = _code(_sparkline(crowd.histogram, crowd.bin), "font-size:22px")
+        bars = _code(_sparkline(crowd.histogram, crowd.bin), "font-size:18px")
         lines.append(
             f"Denser than {crowd.denser_than:.0%} of all latents: {crowd.lowest:.1g} {bars} 1 (log, log count)."
         )
