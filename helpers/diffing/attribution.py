@@ -86,6 +86,10 @@ def removal(pair: SubjectPair, dialogue: Encoded, position: int, difference: Dif
     return pd.Series(np.array(found)[order], index=np.array(latents, dtype=int)[order])
 
 
+COLUMNS = ["behaviour", "kl", "change", "latent", "f1", "first_f1", "best", "active"]  # of `found_by_removal`
+COLUMNS += ["random_f1", "random", "random_first"]
+
+
 def found_by_removal(
     pair: SubjectPair,
     dialogues: Sequence[Encoded],
@@ -100,6 +104,7 @@ def found_by_removal(
     first latent), latent, f1 (its, for the behaviour), first_f1 (the best of the first `FIRST`), best (of all latents);
     of the latents on up to there active (how many), random_f1 (their mean), random (share of them above `cut`) and
     random_first (how likely one of `FIRST` drawn from them is above it). Where none is on, the decision drops out.
+    Where nothing is left, as in dialogues of the hub, which carry no behaviours, each behaviour has a row of nan.
     """
     rows = []
     for token in hardest(patch_kl(pair, dialogues, {}), dialogues, behaviours, TRIED).itertuples():
@@ -112,7 +117,7 @@ def found_by_removal(
             row |= {"random_f1": on.mean(), "random": (on > cut).mean()}
             none = scipy.stats.hypergeom.pmf(0, len(on), (on > cut).sum(), min(FIRST, len(on)))
             rows.append(row | {"random_first": 1 - none})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows or [{"behaviour": b} for b in behaviours], columns=COLUMNS)
 
 
 def _mean_slope(pair: SubjectPair, site: Site, difference: Difference, steps: int) -> Tensor:

@@ -130,3 +130,7 @@ def test_the_latent_found_by_removal_by_hand(monkeypatch):
     monkeypatch.setattr(attribution, "FIRST", 1)
     [row] = found_by_removal(None, [None], None, f1, [0, 1], 0.5).to_dict("records")
     assert (row["first_f1"], row["random_first"]) == (0.3, pytest.approx(0.5))
+    monkeypatch.setattr(attribution, "hardest", lambda *_: tokens[:0])  # of dialogues without behaviours
+    nothing = found_by_removal(None, [None], None, f1, [0, 1], 0.5)
+    assert nothing.behaviour.tolist() == [0, 1] and nothing.drop(columns="behaviour").isna().all(axis=None)
+    assert list(nothing) == list(row)
