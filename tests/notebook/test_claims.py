@@ -56,7 +56,7 @@ def test_every_number_an_expectation_needs_is_described(claim):
 
 def test_what_nothing_judges_names_a_number_only_where_a_notebook_measures_it():
     left = [claim for claim in ALL.values() if claim not in JUDGED]
-    assert [claim.id for claim in left] == "G40 C26 C27 C37 C38 C40 C47 C48".split()
+    assert [claim.id for claim in left] == "G40 C26 C27 C48".split()
     assert [claim.id for claim in left if described(claim)] == ["C26", "C27"]
 
 
