@@ -157,9 +157,7 @@ def _statistics(record: LatentRecord) -> list[str]:
     ]
     if crowd := record.crowd:
         bars = _code(_sparkline(crowd.histogram, crowd.bin), "font-size:18px")
-        lines.append(
-            f"Denser than {crowd.denser_than:.0%} of all latents: {crowd.lowest:.1g} {bars} 1 (log, log count)."
-        )
+        lines.append(f"Denser than {crowd.denser_than:.0%} of all latents: {crowd.lowest:.1g} {bars} 1 (log scales).")
     if record.facts:
         lines.append(
             " · ".join(f"{_plain(name)}: <b>{_plain(value)}</b>" for name, value in record.facts.items()) + "."
