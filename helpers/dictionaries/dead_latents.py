@@ -59,10 +59,14 @@ class AuxK(Remedy):
         if not 0 < self.share <= 1:
             raise ValueError(f"AuxK needs a share of the tokens above 0 and at most 1, not {self.share}")
 
+    def k_of(self, d_model: int) -> int:
+        """Dead latents used per token where as many are dead."""
+        return self.k or max(1, d_model // 2)
+
     def loss(self, sae: SparseAutoencoder, x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
         some = slice(0, max(2, round(self.share * len(x))))  # one token has no variance
         residual = x[some] - (x_hat[some].detach() if self.detach else x_hat[some])
-        rows, k = dead.nonzero().squeeze(1), self.k or max(1, sae.d_model // 2)
+        rows, k = dead.nonzero().squeeze(1), self.k_of(sae.d_model)
         n_dead = int(shards.total(dead.sum(), sae.group))
         weights = (sae.W_enc, sae.b_enc, sae.b_dec)
         code = kernels.encode_topk(x[some], *weights, min(k, n_dead), sae.sizes(), rows, sae.group)

@@ -32,6 +32,13 @@ def training_flops(d_model: int, n_latents: int, k: int, tokens: int) -> int:
     return (2 * n_latents + 8 * k) * d_model * tokens
 
 
+def auxk_flops(d_model: int, n_latents: int, k: int, n_dead: int, remedy: AuxK = AUXK) -> float:
+    """What AuxK adds to a step, over the step's own `training_flops`: the encoder's product with the dead latents once
+    more, and a sparse code of its own, of k_aux of them a token."""
+    k_aux = min(remedy.k_of(d_model), n_dead)
+    return remedy.share * training_flops(d_model, n_dead, k_aux, 1) / training_flops(d_model, n_latents, k, 1)
+
+
 def time_step(d_model: int, n_latents: int, k: int, batch: int, repeats: int, group: shards.Group = None) -> float:
     """Median seconds of a training step while no latent is dead, divided over a `group` of processes."""
     training, x = _training(d_model, n_latents, k, batch, group=group)

@@ -18,6 +18,14 @@ def test_sparse_products_are_two_of_the_dense_ten():
     assert timings.training_flops(d, np.array([16, 32]), np.array([2, 2]), np.array([5, 5])).tolist() == [720, 1200]
 
 
+def test_auxk_pays_for_the_dead_latents_and_for_its_own_code():
+    step, product = 2 * 16 + 8 * 2, 2 * 4
+    assert timings.auxk_flops(6, 16, 2, 4) == (product + 8 * 3) / step  # d / 2 of the four dead
+    assert timings.auxk_flops(6, 16, 2, 4, AuxK(k=9)) == (product + 8 * 4) / step  # no more than are dead
+    assert timings.auxk_flops(6, 16, 2, 4, AuxK(share=0.5)) == timings.auxk_flops(6, 16, 2, 4) / 2
+    assert timings.auxk_flops(6, 16, 2, 0) == 0
+
+
 def test_trainings_take_their_steps_one_after_another(monkeypatch):
     monkeypatch.setattr(timings, "time_step", lambda d, n, k, batch, repeats: n / 100)
     seconds = timings.time_trainings(8, [(16, 2, 1_000), (32, 2, 1_001)], batch=500)
