@@ -6,30 +6,34 @@
 Each competitor lives in a process of its own. All read the same batch, in turns: each round asks every competitor for
 one step, so that a slow moment of the machine meets them all. A cell of the table holds the least of its times in ms,
 how many products of the encoder that is (in the suite's type of products, or in fp32), and the MB that the process grew
-by, where Linux tells.
+by, where Linux tells. The table is printed, and is PAGE.
 """
 
 import contextlib
-import csv
 import multiprocessing
 import os
 import re
 import sys
 import time
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[2]
+PAGE = Path(__file__).with_name("README.md")
 sys.path.insert(0, str(ROOT))
 
 from competitors import METHODS, OURS, Step  # noqa: E402
+
+from helpers.notebook.run import commit, hardware  # noqa: E402
 
 # of a shape: d_model, n_latents, L0, batch
 ROUNDS = {(256, 8_192, 32, 4_096): 3, (256, 2_048, 32, 1_024): 8, (256, 512, 32, 1_024): 8}
 PAUSE = 0.1  # seconds, after which the threads of the one before no longer wait busily
 COLUMNS = ("product", "suite", "product_fp32", "suite_fp32", "sparsify", "dictionary_learning", "saelens")
+PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
 STATUS = Path("/proc/self/status")
 BF16_PEERS = os.environ.get("PEERS") == "bf16"
 
@@ -89,19 +93,38 @@ def cell(found: dict[str, tuple[float, float]], name: str) -> str:
     return f"{1e3 * seconds:,.1f} ms, {seconds / product:.1f} ×, {mb:,.0f} MB"
 
 
+def page(rows: list[str]) -> str:
+    """PAGE from the rows of the table."""
+    peers = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
+    )
+    kind = "under autocast in bf16" if BF16_PEERS else "in fp32"
+    return (
+        f"""# A training step beside other libraries
+
+What `make bench` measured last: {hardware()}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit
+{commit()}; {peers}, {kind}. All read the same batch, in turns, each in a process of its own.
+
+A cell holds the least time of a step, how many times the time of the encoder's product alone that is, and what the
+process grew by. `suite` multiplies in 16 bits where the processor has them, `suite_fp32` and the others do not; each is
+compared with a product of its own kind. A shape is d_model, n_latents, L0 and batch.
+
+| shape | method | {" | ".join(COLUMNS)} |
+{"| --- " * (len(COLUMNS) + 2)}|
+"""
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
 def main() -> None:
-    out = ROOT / "out" / "benchmark.csv"
-    out.parent.mkdir(exist_ok=True)
-    print(f"\n{torch.get_num_threads()} threads; d_model, n_latents, L0, batch")
-    print("| shape | method | " + " | ".join(COLUMNS) + " |\n" + "| --- " * (len(COLUMNS) + 2) + "|")
-    with out.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["d_model", "n_latents", "l0", "batch", "method", "competitor", "seconds", "megabytes"])
-        for shape in ROUNDS:
-            for method in METHODS:
-                found = measure(method, shape)
-                rows.writerows([*shape, method, name, *numbers] for name, numbers in found.items())
-                print(f"| {shape} | {method} | " + " | ".join(cell(found, name) for name in COLUMNS) + " |", flush=True)
+    rows = []
+    for shape in ROUNDS:
+        for method in METHODS:
+            found = measure(method, shape)
+            rows.append(f"| {shape} | {method} | " + " | ".join(cell(found, name) for name in COLUMNS) + " |")
+            print(rows[-1], flush=True)
+    PAGE.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
