@@ -6,12 +6,12 @@ A line counts for what its key says, a hash of all that the weights depend on: s
 
     size by size    ReLU and TopK at five sparsities, over seeds; the smallest two sizes also Gated, JumpReLU, BatchTopK
     half as long    both at the middle sparsity for half of the tokens: does doubling them still change the error?
+    other rates     both there at half and at twice the learning rate, at those sizes: has either been given a bad one?
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ SPARSITIES = {  # from loose to strict, so that the L0 of all methods span 12 to
     "JumpReLU": (0.02, 0.01, 0.005, 0.0025, 0.00125),
 }
 EVERY_SIZE = ("TopK", "ReLU")
+GRID, HALF, RATES = "size by size", "half as long", "other rates"  # parts of the table
 CURVE = ["tokens", "loss", "nmse", "l0", "dead"]  # of training
 ROWS = 3  # one in so many rows of held-out text is spliced
 DIGITS = 6  # that a line keeps
@@ -40,7 +41,7 @@ class Measured(NamedTuple):
 
     frame: (
         pd.DataFrame
-    )  # a row for each cell: its fields, `sweep`'s and `downstream`'s columns, subject, commit, hardware
+    )  # a row for each cell: its part, fields, `sweep`'s and `downstream`'s columns, subject, commit, hardware
     curves: pd.DataFrame  # about 50 rows for each: its fields, `budget` its tokens; `CURVE`
 
 
@@ -49,16 +50,18 @@ def ledger(subject: str) -> Path:
     return RESULTS / f"{subject}-reference" / "frontier.jsonl"
 
 
-def frontier_cells(shelf: TrainedSAEs) -> list[Cell]:
-    """All cells of the table, smaller sizes first."""
-    plan, found = shelf.plan, []
+def frontier_cells(shelf: TrainedSAEs) -> dict[Cell, str]:
+    """All cells of the table, smaller sizes first, and the part that each belongs to."""
+    plan, found = shelf.plan, {}
     for n in plan.sizes:
         for method, values in SPARSITIES.items():
             if method in EVERY_SIZE or n in plan.sizes[:2]:
-                found += [shelf.cell(method, n, value, seed) for seed in shelf.seeds for value in values]
+                found |= {shelf.cell(method, n, value, seed): GRID for seed in shelf.seeds for value in values}
     middle = {method: values[len(values) // 2] for method, values in SPARSITIES.items()}
     middles = [shelf.cell(m, n, middle[m], shelf.seeds[0]) for n in plan.sizes for m in EVERY_SIZE]
-    return found + [dataclasses.replace(cell, tokens=cell.tokens // 2) for cell in middles]
+    found |= {dataclasses.replace(cell, tokens=cell.tokens // 2): HALF for cell in middles}
+    small = [cell for cell in middles if cell.n_latents in plan.sizes[:2]]
+    return found | {dataclasses.replace(cell, lr=cell.lr * times): RATES for cell in small for times in (0.5, 2)}
 
 
 def stored(subject: str) -> Measured:
@@ -66,26 +69,26 @@ def stored(subject: str) -> Measured:
     return _table(list(_read(ledger(subject)).values()))
 
 
-def grow(shelf: TrainedSAEs, cells: Sequence[Cell], path: Path, about: dict) -> Measured:
+def grow(shelf: TrainedSAEs, cells: dict[Cell, str], path: Path, about: dict) -> Measured:
     """Train and measure the cells that `path` has no line for, add their lines, and give those of all `cells`.
 
-    `about` says commit and hardware, for the new lines. Lines are added whenever one method is done at one size
-    and seed. Raises ValueError for a file that cannot be read.
+    `cells`: some of `frontier_cells`, each with its part. `about` says commit and hardware, for the new lines. Lines
+    are added whenever one method is done at one size and seed. Raises ValueError for a file that cannot be read.
     """
     keys = {cell: stored_cell(cell, shelf.stream.batches, shelf.heldout, 0, shelf.folder).path.stem for cell in cells}
     known = _read(path)
     missing = [cell for cell in keys if keys[cell] not in known]
     for _, part in itertools.groupby(missing, lambda cell: (cell.method, cell.n_latents, cell.seed)):
-        lines = _measured(shelf, list(part), keys, about)
+        lines = _measured(shelf, {cell: cells[cell] for cell in part}, keys, about)
         known = _read(path) | lines  # another process may have added some
         write_atomic(path, "".join(f"{json.dumps({'key': key} | line)}\n" for key, line in sorted(known.items())))
     return _table([known[key] for key in keys.values()])
 
 
-def _measured(shelf: TrainedSAEs, cells: list[Cell], keys: dict[Cell, str], about: dict) -> dict[str, dict]:
-    frame, curves, saes = sweep(cells, shelf.stream.batches, shelf.heldout, 0, shelf.folder)
+def _measured(shelf: TrainedSAEs, cells: dict[Cell, str], keys: dict[Cell, str], about: dict) -> dict[str, dict]:
+    frame, curves, saes = sweep([*cells], shelf.stream.batches, shelf.heldout, 0, shelf.folder)
     costs = downstream(shelf.model, shelf.heldout_rows()[::ROWS], list(saes.values()), shelf.heldout.mean(0))
-    rows = _rounded(frame.join(costs)).to_dict("records")
+    rows = _rounded(frame.join(costs).assign(part=list(cells.values()))).to_dict("records")
     paths = [_rounded(curve[CURVE]).to_dict("list") for _, curve in curves.groupby(_position(curves))]
     origin = {"subject": shelf.model.name} | {name: about[name] for name in ("commit", "hardware")}
     return {keys[c]: {"row": row | origin, "curve": p} for c, row, p in zip(saes, rows, paths, strict=True)}
