@@ -29,8 +29,8 @@ from competitors import METHODS, OURS, Step  # noqa: E402
 
 from helpers.notebook.run import commit, hardware  # noqa: E402
 
-# of a shape: d_model, n_latents, L0, batch
-ROUNDS = {(256, 8_192, 32, 4_096): 3, (256, 2_048, 32, 1_024): 8, (256, 512, 32, 1_024): 8}
+# of a shape, (d_model, n_latents, L0, batch): steps that are not timed, while a process's heap still grows, and rounds
+STEPS = {(256, 8_192, 32, 4_096): (2, 3), (256, 2_048, 32, 1_024): (40, 8), (256, 512, 32, 1_024): (40, 8)}
 PAUSE = 0.1  # seconds, after which the threads of the one before no longer wait busily
 COLUMNS = ("product", "suite", "product_fp32", "suite_fp32", "sparsify", "dictionary_learning", "saelens")
 PEERS = ("sae-lens", "eai-sparsify", "dictionary-learning")
@@ -48,8 +48,8 @@ def activations(d_model: int, n: int) -> torch.Tensor:
 
 
 def compete(make: Step, method: str, shape: tuple[int, int, int, int], pipe: Connection) -> None:
-    """In a process of its own: for each message a step to warm up and another, whose seconds are sent back with the MB
-    that were added by then."""
+    """In a process of its own: the steps that are not timed, then for each message a step to warm up and another, whose
+    seconds are sent back with the MB that were added by then."""
     d_model, n, l0, batch = shape
     x = activations(d_model, batch)
     x = x.repeat(1, 2) if method == "L1 crosscoder" else x
@@ -57,6 +57,9 @@ def compete(make: Step, method: str, shape: tuple[int, int, int, int], pipe: Con
     step = make(method, d_model, n, l0, x)
     peer = BF16_PEERS and make not in OURS
     with torch.autocast("cpu", torch.bfloat16) if peer else contextlib.nullcontext():
+        for _ in range(pipe.recv()):
+            step(x)
+        pipe.send(None)
         while pipe.recv():
             step(x)
             started = time.perf_counter()
@@ -75,7 +78,11 @@ def measure(method: str, shape: tuple[int, int, int, int]) -> dict[str, tuple[fl
     for make in METHODS[method]:
         pipes[make.__name__], theirs = context.Pipe()
         context.Process(target=compete, args=(make, method, shape, theirs), daemon=True).start()
-    for _ in range(ROUNDS[shape]):
+    warm, rounds = STEPS[shape]
+    for pipe in pipes.values():
+        pipe.send(warm)
+        pipe.recv()
+    for _ in range(rounds):
         for name, pipe in pipes.items():
             time.sleep(PAUSE)
             pipe.send(True)
@@ -119,7 +126,7 @@ compared with a product of its own kind. A shape is d_model, n_latents, L0 and b
 
 def main() -> None:
     rows = []
-    for shape in ROUNDS:
+    for shape in STEPS:
         for method in METHODS:
             found = measure(method, shape)
             rows.append(f"| {shape} | {method} | " + " | ".join(cell(found, name) for name in COLUMNS) + " |")
