@@ -91,6 +91,10 @@ class OwnText(ipywidgets.VBox):
         super().__init__([self.text, ipywidgets.HBox([self.latent, self.button]), self.result])
         self._read()
 
+    def _repr_mimebundle_(self, **which: object) -> dict:
+        """Where no kernel runs, as on a page that shows notebooks, its first reading is what is seen."""
+        return super()._repr_mimebundle_(**which) | {"text/html": self.result.value}
+
     def _read(self, _: object = None) -> None:
         try:
             self.result.value = read_text(self.text.value, *self._parts, self.latent.value)

@@ -129,6 +129,11 @@ def test_the_strongest_latents_come_first_and_markup_is_text(field):
     assert "<b>b" not in html and "&lt;" in html
 
 
+def test_without_a_kernel_its_reading_is_shown(field):
+    shown = field._repr_mimebundle_()
+    assert shown["text/html"] == field.result.value and "application/vnd.jupyter.widget-view+json" in shown
+
+
 def test_a_latent_can_be_named(field, subject):
     name = str(subject.tokenizer("a").input_ids[-1] % LATENTS)
     field.latent.value = f" {name} "
