@@ -18,12 +18,12 @@ All sums over tokens are in fp32, and so is everything but the product that rank
 """
 
 import contextlib
-import functools
+import copy
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse
@@ -128,6 +128,16 @@ class Code:
     starts: Tensor  # (batch,) int32: where the pairs of each token begin
     n_latents: int
     group: shards.Group = None  # whose processes hold the pairs of other latents
+    _sorted: list = field(default_factory=list, init=False, repr=False)  # what `_by_latent` found
+
+    def learning(self, *encoder: Tensor) -> "Code":
+        """The same pairs, with values that take their gradient to the `encoder`: centred x, W_enc, b_enc and b_dec.
+
+        A gradient holds the code that it is of; one that held its own gradient would never be freed, so this is a copy.
+        """
+        code = copy.copy(self)
+        code.values = _ValuesGradient.apply(self.values, self, *encoder)
+        return code
 
     def fired(self) -> Tensor:
         """(n_latents,) bool: on for any token."""
@@ -162,9 +172,14 @@ class Code:
         pairs = torch.sparse_csr_tensor(self._bounds(), self.latents, zeros, shape, check_invariants=False)
         return torch.sparse.sampled_addmm(pairs, rows, weight.T).values()
 
-    @functools.cached_property
+    @property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pairs sorted by latent: order (m,), tokens (m,), and where each latent's begin (n_latents + 1,)."""
+        if not self._sorted:
+            self._sorted.append(self._sort())
+        return self._sorted[0]
+
+    def _sort(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.latents.device.type == "cpu":  # to count takes a third of the time that sorting takes
             pairs = np.arange(len(self.latents), dtype=np.int32), self.latents.numpy(), self._bounds().numpy()
             found = scipy.sparse.csr_array(pairs, shape=(len(self.starts), self.n_latents)).tocsc()
@@ -209,8 +224,7 @@ def encode_topk(
         values = _unscaled(values.flatten(), latents, sizes)
     tokens = torch.arange(len(x), device=x.device, dtype=torch.int32)
     code = Code(values, latents, tokens.repeat_interleave(each), each * tokens, len(W_enc), group)
-    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
-    return code
+    return code.learning(centred, W_enc, b_enc, b_dec)
 
 
 def encode_batch_topk(
@@ -234,8 +248,7 @@ def encode_batch_topk(
         values, latents = values[tokens, place], latents[tokens, place].int()
         values = _unscaled(values, latents, sizes)
     code = Code(values, latents, tokens.int(), starts, len(W_enc), group)
-    code.values = _ValuesGradient.apply(code.values, code, centred, W_enc, b_enc, b_dec)
-    return code
+    return code.learning(centred, W_enc, b_enc, b_dec)
 
 
 def _unscaled(values: Tensor, latents: Tensor, sizes: Tensor | None) -> Tensor:
@@ -272,8 +285,7 @@ def encode_above(
             near = _code(values[~on], latents[~on], tokens[~on], x, len(W_enc))
             values, latents, tokens = values[on], latents[on], tokens[on]
     code = _code(values, latents, tokens, x, len(W_enc))
-    code.values = _ValuesGradient.apply(values, code, centred, W_enc, b_enc, b_dec)
-    return code, near if window else None
+    return code.learning(centred, W_enc, b_enc, b_dec), near if window else None
 
 
 def _code(values: Tensor, latents: Tensor, tokens: Tensor, x: Tensor, n_latents: int) -> Code:

@@ -1,6 +1,7 @@
 """Each fast piece of kernels.py beside its slow twin, forward and backward, over random shapes."""
 
 import concurrent.futures
+import weakref
 
 import pytest
 import torch
@@ -272,3 +273,18 @@ def test_threads_do_not_share_buffers():
 
     with concurrent.futures.ThreadPoolExecutor(1) as other:
         assert other.submit(address).result() != address()
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("encode", ["topk", "batch_topk", "above"])
+def test_a_code_is_freed_when_nobody_needs_it(encode, backward):
+    """Not by the collector, which does not see through autograd: a cycle there is never freed."""
+    x, W = torch.randn(6, 4), torch.nn.Parameter(torch.randn(16, 4))
+    weights = x, W, torch.zeros(16), torch.zeros(4)
+    made = kernels.encode_above(*weights)[0] if encode == "above" else getattr(kernels, f"encode_{encode}")(*weights, 2)
+    freed = [weakref.ref(made), weakref.ref(made.values), weakref.ref(made.latents)]
+    loss = kernels.decode_sparse(made, W).square().sum()
+    if backward:
+        loss.backward()
+    del made, loss
+    assert [ref() for ref in freed] == [None] * 3
