@@ -106,7 +106,8 @@ def test_a_licence_that_was_not_accepted_is_no_missing_token(kind, live_hub, mon
 def test_with_a_token_and_the_licence_it_works(kind, live_hub, monkeypatch):
     live_hub.gated.add(NAMES[kind])
     monkeypatch.setenv("HF_TOKEN", "hf_licensed")
-    GET[kind]()
+    got = GET[kind]()
+    assert got == ROWS if kind == "dataset" else whole(got)
 
 
 @both
