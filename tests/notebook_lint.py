@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 from helpers.base.storage import ROOT
 from helpers.suite.run import PARAMETERS, parameter_cells
-from helpers.suite.store import FIGURE, WIDGET_STATE, WIDGET_VIEW, failed, source_hash
+from helpers.suite.store import FIGURE, WIDGET_STATE, WIDGET_VIEW, failed, hashes, is_exercise
 
 SIZE_LIMIT = 4_000_000  # bytes; code-hosting sites show nothing of a notebook much above it
 MACHINE_PATH = re.compile(
@@ -30,8 +30,9 @@ INSTALLATION_PATH = re.compile(r"(?<![\w.~-])/[^\s\"'<>]{1,200}/(?:site-packages
 
 
 def is_stale(notebook: NotebookNode) -> bool:
-    """True if the outputs of a committed notebook come from another source than the one it shows now."""
-    return notebook.metadata.get("suite", {}).get("source_hash") != source_hash(notebook)
+    """True if the outputs of a committed notebook come from other code than it shows now."""
+    stored = notebook.metadata.get("suite", {})
+    return any(stored.get(name) != here for name, here in hashes(notebook).items())
 
 
 def lint(path: Path) -> list[str]:
@@ -48,7 +49,7 @@ def _lint_cells(path: Path) -> list[str]:
 
 def lint_source(notebook: NotebookNode) -> list[str]:
     """The rules about what an author writes."""
-    rules = (_parameters, _python, _paths, _kernel)
+    rules = (_parameters, _python, _paths, _kernel, _exercises)
     return [problem for rule in rules for problem in rule(notebook)]
 
 
@@ -137,6 +138,33 @@ def _paths(notebook: NotebookNode) -> Iterator[str]:
 def _kernel(notebook: NotebookNode) -> Iterator[str]:
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         yield "its kernelspec should be python3."
+
+
+def _exercises(notebook: NotebookNode) -> Iterator[str]:
+    """What is tagged `exercise` may be left blank, so nothing else stands on it."""
+    trees = [(number, cell, ast.Module(_statements(cell.source) or [], [])) for number, cell in _code(notebook)]
+    own = {name for _, cell, tree in trees if is_exercise(cell) for name in _bound(tree)}
+    others = {name for _, cell, tree in trees if not is_exercise(cell) for name in _bound(tree)}
+    for number, cell, tree in trees:
+        if is_exercise(cell):
+            continue
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if called := sorted(used & {"exercise", "check_answer"}):
+            yield f"cell {number} calls {called[0]}, so it belongs to an exercise; tag it `exercise`."
+        if missing := sorted(used & (own - others)):
+            yield f"cell {number} uses {missing[0]}, which an exercise defines; a reader may leave that blank."
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """All names that a cell gives a meaning: assigned, defined, imported, or an argument."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.alias(name=name, asname=other):
+                yield other or name
+            case ast.arg(arg=name):
+                yield name
 
 
 # ---- outputs

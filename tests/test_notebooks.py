@@ -115,7 +115,7 @@ def test_a_reference_run_is_stored_with_its_results(reference, suite, results_fo
     assert not is_stale(stored)
     assert stored.cells[2].outputs[0].text == "laptop\n"
     assert len(stored.cells) == 3
-    paths[1].write_text(paths[1].read_text().replace("# A title", "# Another"))
+    paths[1].write_text(paths[1].read_text().replace("print(scale)", "print(seed)"))
     assert is_stale(nbformat.read(paths[1], as_version=4))
 
 
@@ -130,7 +130,7 @@ def test_what_a_long_run_kept_is_stored_with_its_notebook(reference, suite, resu
 def test_nothing_is_stored_if_a_part_of_it_is_older(reference, suite, results_folder):
     (first, last), data = reference
     before = first.read_bytes()
-    last.write_text(last.read_text().replace("# A title", "# Another"))
+    last.write_text(last.read_text().replace("print(scale)", "print(seed)"))
     with pytest.raises(ValueError, match="90_runs.ipynb has changed since it was run"):
         cli.store_all([first, last], suite, data)
     os.utime(results_folder / "embedded-laptop" / "02.json", (0, 0))

@@ -2,7 +2,8 @@
 
 An exercise is a header (`exercise`), a specification in plain loops, a stub that raises NotImplementedError, and a
 check (`check_answer`). An unsolved stub is reported and the notebook goes on; a wrong answer is shown the first inputs
-on which it differs. In the solutions a wrong answer is an error: they pass `must_pass=True` or set SUITE_MUST_PASS=1.
+on which it differs, and a hint where it is one of the known wrong ones. In the solutions a wrong answer is an error:
+they pass `must_pass=True` or set SUITE_MUST_PASS=1.
 """
 
 import copy
@@ -18,12 +19,15 @@ from IPython.display import Markdown, display
 RTOL, ATOL = 1e-4, 1e-6  # an answer may add its float32 terms in another order
 
 
-def exercise(title: str, *, minutes: int, difficulty: int, task: str) -> None:
-    """Show the header of an exercise: how hard (1 to 3 dots), how long, and the task in one sentence."""
-    if difficulty not in (1, 2, 3):
-        raise ValueError(f"difficulty must be 1, 2 or 3, not {difficulty!r}")
-    dots = "●" * difficulty + "○" * (3 - difficulty)
-    display(Markdown(f"#### Exercise: {title}\n\n{dots} · about {minutes} minutes\n\n{task}"))
+def exercise(title: str, *, minutes: int, difficulty: int, importance: int, task: str) -> None:
+    """Show the header of an exercise: how hard and how important (1 to 3 dots), how long, the task in one sentence."""
+    dots = {}
+    for name, value in {"difficulty": difficulty, "importance": importance}.items():
+        if value not in (1, 2, 3):
+            raise ValueError(f"{name} must be 1, 2 or 3, not {value!r}")
+        dots[name] = f"{name} {'●' * value}{'○' * (3 - value)}"
+    facts = " · ".join([*dots.values(), f"about {minutes} minutes"])
+    display(Markdown(f"#### Exercise: {title}\n\n{facts}\n\n{task}"))
 
 
 def check_answer(
@@ -38,10 +42,13 @@ def check_answer(
     """Print how `answer` compares with `specification`, and return "not attempted", "passed" or "failed".
 
     make_inputs: gives a tuple of small inputs from a torch.Generator; case i gets a generator with seed i.
-    hints: what to tell a learner whose answer equals that known wrong function on every case.
+    hints: what to tell a learner whose answer equals that known wrong function on every case. Raises ValueError for one
+        that the cases do not tell from the specification.
     must_pass: raise AssertionError unless passed; by default as the environment variable SUITE_MUST_PASS says.
     """
     cases = [make_inputs(torch.Generator().manual_seed(i)) for i in range(n_cases)]
+    if right := [hint for hint, wrong in (hints or {}).items() if _agree(wrong, specification, cases)]:
+        raise ValueError(f"the function with the hint {right[0]!r} passes, so it is not wrong: mend it, or the inputs")
     outcome, message = _compare(answer, specification, cases)
     if outcome == "failed":
         message += "".join(f"\nHint: {hint}" for hint, wrong in (hints or {}).items() if _agree(answer, wrong, cases))

@@ -17,7 +17,7 @@ import nbformat
 from helpers.base.storage import OUT, RESULTS, ROOT, results_dir, write_atomic
 from helpers.notebook import claims
 from helpers.suite.run import INTERRUPTED, executed_copy, find, folder_of, number_of, run, summary
-from helpers.suite.store import read_storable, store
+from helpers.suite.store import read_storable, store, store_exercises
 
 REFERENCE = {"scale": "laptop", "subject": "embedded", "seed": 0}  # the run whose outputs the repository shows
 
@@ -51,6 +51,19 @@ def _run(options: argparse.Namespace) -> int:
 def _store(options: argparse.Namespace) -> int:
     store_all(find(options.only, solutions=True), OUT, RESULTS)
     return 0
+
+
+def _exercises(options: argparse.Namespace) -> int:
+    paths, smoke = (
+        find(options.only, solutions=True),
+        REFERENCE | {"scale": "smoke"},
+    )  # the scale changes nothing in them
+    begun = time.monotonic()
+    outcomes = run(paths, smoke, OUT)
+    print("", summary(outcomes, paths, (time.monotonic() - begun) / 60), sep="\n")
+    for path in (outcome.path for outcome in outcomes if not outcome.error):
+        store_exercises(executed_copy(path, smoke, OUT), path)
+    return int(len(outcomes) < len(paths) or any(outcome.error for outcome in outcomes))
 
 
 def _pages(options: argparse.Namespace) -> int:
@@ -109,8 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run_parser = commands.add_parser("run", help="run notebooks; executed copies and results go to out/")
     store_parser = commands.add_parser("store", help="take the last laptop run into the repository")
+    exercises_parser = commands.add_parser("exercises", help="run at smoke scale; take the exercises' outputs alone")
     commands.add_parser("pages", help="make CLAIMS.md and the pages' tables anew").set_defaults(command=_pages)
-    for sub, command in ((run_parser, _run), (store_parser, _store)):
+    for sub, command in ((run_parser, _run), (store_parser, _store), (exercises_parser, _exercises)):
         sub.set_defaults(command=command)
         sub.add_argument("--only", default="", help='numbers to choose, such as "01 02"')
     run_parser.add_argument("--scale", default="laptop", help="smoke, laptop or paper")

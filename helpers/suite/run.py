@@ -7,7 +7,7 @@ harvest or an autoencoder, one makes (`storage.alone`), so the numbers are those
 papermill sets the parameters and runs the cells, in a kernel of this very interpreter whatever else Jupyter would find
 by name. Around it: parameters that a notebook does not know, or of another type, are refused before anything starts;
 a notebook that outlives its time, or is interrupted, ends with all that it started; and the executed copy is written
-in one step whatever happens, with the hash of the source that ran.
+in one step whatever happens, with the hashes of the code that ran.
 """
 
 import ast
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from helpers.base.storage import ROOT, results_dir, write_atomic
 from helpers.notebook.run import SCALES, SEEDS, SUBJECTS
-from helpers.suite.store import KERNEL, own_cells, source_hash, unfinished_cell
+from helpers.suite.store import KERNEL, hashes, own_cells, unfinished_cell
 
 NOTEBOOKS = ROOT / "notebooks"
 LIMIT_MINUTES = {"smoke": 30, "laptop": 120, "paper": 72 * 60}  # for one notebook; many times its budget
@@ -294,13 +294,13 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _read_outcome(path: Path, parameters: dict, copy: Path, target: Path, minutes: float, error: str) -> Outcome:
-    """What the copy tells of the run; it is stored at `target` with its source's hash."""
+    """What the copy tells of the run; it is stored at `target` with the hashes of its code."""
     if not copy.exists():
         return Outcome(path, minutes, error or "the kernel did not start")
     run = nbformat.read(copy, as_version=4)
     stopped = _last_started(run) if "DeadKernelError" in error else unfinished_cell(run)
     facts = parameters | ({"stopped_in": stopped} if stopped else {})
-    run.metadata["suite"] = {"source_hash": source_hash(run), **facts}  # of what ran, not of the file by now
+    run.metadata["suite"] = hashes(run) | facts  # of what ran, not of the file by now
     write_atomic(target, nbformat.writes(run) + "\n")
     if not stopped:
         return Outcome(path, minutes)

@@ -1,9 +1,11 @@
-"""What the repository keeps of a run: cleaned outputs with one image per figure, and the hash of the source.
+"""What the repository keeps of a run: cleaned outputs with one image per figure, and hashes of the code.
 
-    source hash = sha256([(cell type, source), ...])
+    source hash      sha256 of the code cells, without those tagged `exercise`: what all results depend on
+    exercises hash   sha256 of the code cells tagged `exercise`: random small inputs, so of no scale or subject
 
-It covers what a reader edits and nothing else, so outputs and metadata never change it. A run writes it into the
-executed copy; `store` takes it along into notebooks/. A committed notebook whose source has another hash is stale.
+Prose, outputs and metadata never change them. A run writes both into the executed copy; `store` takes them along into
+notebooks/, and `store_exercises` the second alone, from a run at any scale. A committed notebook whose code has another
+hash is stale.
 
 Figures get their PNG here, and not in the run: readers need no Chrome. A palette of 128 colours takes a quarter of the
 bytes and shows no difference.
@@ -16,6 +18,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import kaleido
@@ -31,6 +34,7 @@ from helpers.figures.style import HEIGHT, WIDTH
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 FIGURE = "application/vnd.plotly.v1+json"
+HASHES = ("source_hash", "exercises_hash")
 COLOURS = 128
 BASE64 = {"image/png", "image/jpeg", "bdata"}  # long, and a path found in one would be chance
 ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
@@ -40,10 +44,17 @@ KERNEL = {
 }
 
 
-def source_hash(notebook: NotebookNode) -> str:
-    """sha256 over the cell types and sources of `notebook`, without the cells papermill added."""
-    cells = [[cell.cell_type, cell.source] for cell in own_cells(notebook.cells)]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
+def hashes(notebook: NotebookNode) -> dict[str, str]:
+    """`source_hash` and `exercises_hash` of a notebook, as at the module's head, without the cells papermill added."""
+    code = [cell for cell in own_cells(notebook.cells) if cell.cell_type == "code"]
+    parts = {"source_hash": [cell.source for cell in code if not is_exercise(cell)]}
+    parts |= {"exercises_hash": [cell.source for cell in code if is_exercise(cell)]}
+    return {name: hashlib.sha256(json.dumps(sources).encode()).hexdigest() for name, sources in parts.items()}
+
+
+def is_exercise(cell: NotebookNode) -> bool:
+    """True for a cell that nothing of a notebook's results depends on."""
+    return "exercise" in cell.metadata.get("tags", [])
 
 
 def own_cells(cells: list[NotebookNode]) -> list[NotebookNode]:
@@ -58,30 +69,45 @@ def store(executed: Path, committed: Path) -> None:
     RuntimeError where there is a figure and no Chrome.
     """
     notebook, run = nbformat.read(committed, as_version=4), read_storable(executed, committed)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    _take_outputs(code, run, code)
+    notebook.metadata = NotebookNode(KERNEL | {"suite": run.metadata.suite} | _widgets(run, code))
+    write_atomic(committed, compact(notebook))
+
+
+def store_exercises(executed: Path, committed: Path) -> None:
+    """Copy the outputs of cells tagged `exercise` alone, from a run at any scale. Raises what `store` raises."""
+    notebook, run = nbformat.read(committed, as_version=4), read_storable(executed, committed, ("exercises_hash",))
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    _take_outputs([cell for cell in code if is_exercise(cell)], run, code)
+    notebook.metadata.suite["exercises_hash"] = run.metadata.suite["exercises_hash"]
+    write_atomic(committed, compact(notebook))
+
+
+def _take_outputs(cells: list[NotebookNode], run: NotebookNode, code: list[NotebookNode]) -> None:
+    """Give `cells` their outputs in `run`, cleaned and with images, and all `code` its execution counts from 1."""
     run, _ = CoalesceStreamsPreprocessor().preprocess(run, {})
     outputs = {cell.id: cell.get("outputs", []) for cell in own_cells(run.cells)}
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in code:
+    for cell in cells:
         cell.outputs = [nbformat.from_dict(_without_paths(output)) for output in outputs[cell.id]]
     for count, cell in enumerate((cell for cell in code if cell.source.strip()), start=1):
         cell.execution_count = count
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
-    add_images([output for cell in code for output in cell.outputs])
-    notebook.metadata = NotebookNode(KERNEL | {"suite": run.metadata.suite} | _widgets(run, code))
-    write_atomic(committed, compact(notebook))
+    add_images([output for cell in cells for output in cell.outputs])
 
 
-def read_storable(executed: Path, committed: Path) -> NotebookNode:
-    """The executed copy, or ValueError if it is missing, did not reach its end, or ran another source."""
+def read_storable(executed: Path, committed: Path, of: Sequence[str] = HASHES) -> NotebookNode:
+    """The executed copy, or ValueError if it is missing, stopped early, or ran other code by the hashes `of`."""
     if not executed.exists():
         raise ValueError(f"{executed.name} has no executed copy in {executed.parent}; run it before storing it.")
     run = nbformat.read(executed, as_version=4)
     suite = run.metadata.get("suite", {})
     if stopped := suite.get("stopped_in") or unfinished_cell(run):
         raise ValueError(f"{executed.name} stopped in cell {stopped}; mend it and run it again before storing it.")
-    if suite.get("source_hash") != source_hash(nbformat.read(committed, as_version=4)):
+    here = hashes(nbformat.read(committed, as_version=4))
+    if any(suite.get(name) != here[name] for name in of):
         raise ValueError(f"{executed.name} has changed since it was run; run it again before storing it.")
     return run
 

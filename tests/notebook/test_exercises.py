@@ -87,7 +87,7 @@ def test_only_the_hint_of_the_known_mistake_is_given(capsys):
     assert capsys.readouterr().out.endswith("Hint: keep negative values as well\n")
     check_answer(lambda x, k: x * 0, topk, make_inputs, hints=hints)
     check_answer(lambda x, k: x.sum(dim=7), topk, make_inputs, hints=hints)
-    check_answer(fast_topk, topk, make_inputs, hints={"not for a right answer": topk})
+    check_answer(fast_topk, topk, make_inputs, hints=hints)
     assert "Hint" not in capsys.readouterr().out
 
 
@@ -156,10 +156,20 @@ def test_one_changed_entry_is_found_wherever_it_is(values, data):
     assert difference(expected * (1 + 1e-6), expected) == ""  # what float32 does to another order of the terms
 
 
-def test_the_header_shows_how_hard_how_long_and_what(monkeypatch):
+def test_the_header_shows_how_hard_how_important_how_long_and_what(monkeypatch):
     shown = []
     monkeypatch.setattr(exercises, "display", lambda markdown: shown.append(markdown.data))
-    exercise("TopK", minutes=5, difficulty=2, task="Keep the k largest.")
-    assert all(part in shown[0] for part in ("Exercise: TopK", "\n●●○ ·", "5 minutes", "Keep the k largest."))
+    exercise("TopK", minutes=5, difficulty=2, importance=3, task="Keep the k largest.")
+    assert all(
+        part in shown[0]
+        for part in ("Exercise: TopK", "difficulty ●●○ · importance ●●● ·", "5 minutes", "Keep the k largest.")
+    )
     with pytest.raises(ValueError, match="difficulty must be 1, 2 or 3, not 4"):
-        exercise("TopK", minutes=5, difficulty=4, task="")
+        exercise("TopK", minutes=5, difficulty=4, importance=1, task="")
+    with pytest.raises(ValueError, match="importance must be 1, 2 or 3, not 0"):
+        exercise("TopK", minutes=5, difficulty=1, importance=0, task="")
+
+
+def test_a_known_wrong_answer_that_is_right_is_no_hint():
+    with pytest.raises(ValueError, match="'not twice' passes, so it is not wrong"):
+        check_answer(None, lambda x: x + x, lambda random: (1.0,), hints={"not twice": lambda x: 2 * x})

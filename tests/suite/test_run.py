@@ -20,7 +20,7 @@ from helpers.notebook.run import plain
 from helpers.suite import run as notebooks
 from helpers.suite.run import Outcome, execute, name_of, refuse_wrong_parameters, summary
 from helpers.suite.run import run as run_all
-from helpers.suite.store import read_storable, source_hash
+from helpers.suite.store import hashes, read_storable
 
 SMOKE = {"scale": "smoke", "subject": "embedded", "seed": 3}
 
@@ -49,14 +49,15 @@ def test_threads_wait_asleep_unless_the_user_said_how(run, tmp_path, monkeypatch
     assert shown == repr(expected)
 
 
-def test_the_executed_copy_carries_its_parameters_and_the_hash_of_what_ran(write_notebook, tmp_path):
+def test_the_executed_copy_carries_its_parameters_and_the_hashes_of_what_ran(write_notebook, tmp_path):
     edit = "from pathlib import Path\npath = Path('notebooks/01_tiny.ipynb')"
-    edit = f"import os\nos.chdir({str(tmp_path)!r})\n{edit}\npath.write_text(path.read_text().replace('title', 'name'))"
-    path = write_notebook("01_tiny", edit)
-    before = source_hash(nbformat.read(path, as_version=4))
+    edit = f"import os\nos.chdir({str(tmp_path)!r})\n{edit}"
+    edit += "\npath.write_text(path.read_text().replace('print(1)', 'print(2)'))"
+    path = write_notebook("01_tiny", edit, "print(1)")
+    before = hashes(nbformat.read(path, as_version=4))
     execute(path, SMOKE, tmp_path / "copy.ipynb", 60.0)
-    assert "# A name" in path.read_text()
-    assert nbformat.read(tmp_path / "copy.ipynb", as_version=4).metadata.suite == {"source_hash": before, **SMOKE}
+    assert hashes(nbformat.read(path, as_version=4)) != before
+    assert nbformat.read(tmp_path / "copy.ipynb", as_version=4).metadata.suite == before | SMOKE
 
 
 def test_a_failing_cell_is_named_as_a_reader_counts_and_its_copy_is_kept(run, tmp_path):

@@ -19,9 +19,10 @@ from helpers.suite.store import (
     WIDGET_STATE,
     WIDGET_VIEW,
     _without_paths,
+    hashes,
     in_palette,
-    source_hash,
     store,
+    store_exercises,
 )
 
 
@@ -34,7 +35,7 @@ def pair(write_notebook, tmp_path):
     """A committed notebook and an executed copy of it, as papermill leaves one; returns both paths."""
     committed = write_notebook("01_tiny", "print(1)", "2")
     run = nbformat.read(committed, as_version=4)
-    run.metadata.suite = {"source_hash": source_hash(run), "scale": "laptop", "subject": "embedded", "seed": 0}
+    run.metadata.suite = hashes(run) | {"scale": "laptop", "subject": "embedded", "seed": 0}
     run.metadata.papermill = {"input_path": str(committed)}
     run.cells[2].outputs = [stream("1\n")]
     run.cells[3].outputs = [new_output("execute_result", {"text/plain": "2"}, execution_count=9)]
@@ -52,19 +53,40 @@ def edit(path: Path, change) -> None:
     nbformat.write(notebook, path)
 
 
-def test_the_hash_sees_sources_and_types_and_nothing_else(write_notebook):
-    notebook = nbformat.read(write_notebook("01_tiny", "1"), as_version=4)
-    before = source_hash(notebook)
+def test_the_hashes_see_code_and_nothing_else(write_notebook):
+    notebook = nbformat.read(write_notebook("01_tiny", "1", "2"), as_version=4)
+    notebook.cells[3].metadata.tags = ["exercise"]
+    before = hashes(notebook)
+    notebook.cells[0].source = "# Another title"
     notebook.cells[2].outputs = [stream("1")]
     notebook.cells[2].execution_count = 5
     notebook.metadata.suite = {"seed": 1}
     notebook.cells.insert(2, new_code_cell("seed = 7", metadata={"tags": ["injected-parameters"]}))
-    assert source_hash(notebook) == before
+    assert hashes(notebook) == before
+    notebook.cells[4].source = "3"
+    changed = hashes(notebook)
+    assert {name for name in before if changed[name] != before[name]} == {"exercises_hash"}
     notebook.cells[3].source = "2"
-    assert source_hash(notebook) != before
-    notebook.cells[3].source = "1"
-    notebook.cells[3].cell_type = "markdown"
-    assert source_hash(notebook) != before
+    assert hashes(notebook)["source_hash"] != before["source_hash"]
+
+
+def test_outputs_of_exercises_are_stored_alone(pair):
+    committed, executed = pair
+    edit(committed, lambda notebook: notebook.cells[2].metadata.update(tags=["exercise"]))
+    edit(executed, lambda run: run.cells[3].metadata.update(tags=["exercise"]))
+    edit(executed, lambda run: run.metadata.suite.update(hashes(run)))
+    store(executed, committed)
+    later = [stream("not attempted\n")]
+    edit(committed, lambda notebook: notebook.cells[3].update(source="3"))  # other code may have changed meanwhile
+    edit(executed, lambda run: (run.cells[3].update(outputs=later), run.metadata.suite.update(scale="smoke")))
+    store_exercises(executed, committed)
+    notebook = nbformat.read(committed, as_version=4)
+    assert notebook.cells[2].outputs == later
+    assert notebook.cells[3].outputs[0].data["text/plain"] == "2"
+    assert notebook.metadata.suite["scale"] == "laptop" and is_stale(notebook)
+    edit(committed, lambda notebook: notebook.cells[2].update(source="print(2)"))
+    with pytest.raises(ValueError, match="has changed since it was run"):
+        store_exercises(executed, committed)
 
 
 def test_store_takes_outputs_and_hash_and_leaves_papermill_behind(pair):
@@ -90,7 +112,7 @@ def test_storing_twice_gives_the_same_bytes(pair):
 def test_an_edit_after_the_run_makes_it_stale_and_cannot_be_stored(pair):
     committed, executed = pair
     store(executed, committed)
-    edit(committed, lambda notebook: notebook.cells[0].update(source="# Another title"))
+    edit(committed, lambda notebook: notebook.cells[2].update(source="print(2)"))
     before = committed.read_bytes()
     assert is_stale(nbformat.read(committed, as_version=4))
     with pytest.raises(ValueError, match="copy.ipynb has changed since it was run"):
