@@ -2,7 +2,7 @@
 
 What was fetched once is read from the disk, and the network is not asked again. What comes is compared with the hashes
 that the hub states, as the library compares sizes alone. A busy hub (429, 5xx) is asked again after `WAITS`; a hub that
-does not answer is given up after `PATIENCE`, a connection that stalls half-way after about `STALLED` seconds.
+does not answer is given up after `PATIENCE`, one that falls silent half-way after `STALLED` seconds at most.
 
 A failure is one sentence that tells token, licence, name, network and disk apart, and says what to do.
 """
@@ -23,14 +23,14 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils._http import default_client_factory
 
 from helpers.base.storage import cache_dir, write_atomic
 
-PATIENCE = 5.0  # seconds to wait for a hub that may not be there
-STALLED = 90  # the library waits 10 s ($HF_HUB_DOWNLOAD_TIMEOUT) six times, and rests between
+PATIENCE = 5.0  # seconds to wait for a hub that may not be there, or for what it says of a file
+STALLED = 90  # the library waits 10 s ($HF_HUB_DOWNLOAD_TIMEOUT) or `PATIENCE` six times, and rests between
 WAITS = (2, 8, 30)  # seconds before a busy hub is asked again
 BUSY = (429, 500, 502, 503, 504)
 BLOCK = 256  # rows of a data set in one file of the cache
@@ -184,15 +184,19 @@ def _answer_behind(error: BaseException | None) -> HfHubHTTPError | None:
 
 
 def _client() -> Client:
-    """The library's own, with a limit where it would wait for ever: its requests for listings have none."""
-    client = default_client_factory()
-    client.event_hooks["request"].append(_limit_wait)
-    return client
+    """The library's requests, none of which may wait for long: its own has no limit on some, and 60 s on others."""
+    return Client(follow_redirects=True, event_hooks={"request": [_refuse_offline, _limit_wait]})
+
+
+def _refuse_offline(request: Request) -> None:
+    if constants.is_offline_mode():
+        raise OfflineModeIsEnabled(f"{request.url} was not asked, as HF_HUB_OFFLINE is set")
 
 
 def _limit_wait(request: Request) -> None:
+    longest = PATIENCE if request.method == "HEAD" else constants.HF_HUB_DOWNLOAD_TIMEOUT
     limits = request.extensions["timeout"]
-    limits |= {step: constants.HF_HUB_DOWNLOAD_TIMEOUT for step, seconds in limits.items() if seconds is None}
+    limits |= {step: min(longest, seconds or longest) for step, seconds in limits.items()}
 
 
 set_client_factory(_client)
