@@ -7,11 +7,14 @@ without asking the network.
 """
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,25 +32,40 @@ HUB_FILES = {  # chat templates are *.jinja in newer repositories
 }
 
 
-class Pretrained(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model's files. Weights are read when they are asked for."""
+
     folder: Path
     config: Any
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel  # frozen, on the CPU
+    dtype: torch.dtype
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Frozen, on the CPU. Raises ValueError for weights that cannot be read or do not fit config.json."""
+        return _model(self.folder, self.config, self.dtype)
+
+    def first_blocks(self, n: int) -> PreTrainedModel:
+        """The model without what follows its first n blocks, for which no memory is taken. Raises as `model` does."""
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = n
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:n]
+        return _model(self.folder, config, self.dtype)
 
 
 def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
-    """Load an embedded or packaged subject by name, a directory by path, or a hub model by id.
+    """Find an embedded or packaged subject by name, a directory by path, or a hub model by id.
 
     Raises what `packaged_folder` raises, FileNotFoundError for an incomplete directory, ConnectionError or
-    PermissionError for a hub model that cannot be had, ValueError for an unknown name, a foreign tokenizer, and weights
-    that do not fit config.json.
+    PermissionError for a hub model that cannot be had, ValueError for an unknown name and a foreign tokenizer.
     """
     folder = model_directory(name_or_path)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function in one pass over memory, not eight
-    return Pretrained(folder, config, _tokenizer(folder, config), _model(folder, config, dtype))
+    return Pretrained(folder, config, _tokenizer(folder, config), dtype)
 
 
 def model_directory(name_or_path: str | Path) -> Path:
@@ -99,7 +117,7 @@ def _tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase:
 
 def _model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
     try:
-        with _no_progress_bar():
+        with _silent():
             safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
             model, report = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **safe)
     except SafetensorError as error:
@@ -113,11 +131,14 @@ def _model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
+def _silent() -> Iterator[None]:
+    """Without transformers' progress bar, and its warning of weights that were left out."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -32,7 +32,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base.checks import require_finite
-from helpers.subjects.model_files import load_pretrained
+from helpers.subjects.model_files import Pretrained, load_pretrained
 from helpers.subjects.packaged import GEMMA
 
 ROWS_A_PASS = 16  # about 2,000 tokens stay near the processor
@@ -62,8 +62,19 @@ class Subject:
     context: int  # longest sequence the model reads, in tokens
     device: torch.device
     dtype: torch.dtype  # what the model computes in
-    tokenizer: PreTrainedTokenizerBase
-    bridge: TransformerBridge
+    files: Pretrained
+    _held: list[TransformerBridge]  # one, of the first blocks alone until more is asked for
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.files.tokenizer
+
+    @property
+    def bridge(self) -> TransformerBridge:
+        """The whole model. It is read when first asked for, as a harvest can do without the blocks above the site."""
+        if len(self._held[0].blocks) < self.n_layers:
+            self._held[0] = _bridge(self.files.model.to(self.device))
+        return self._held[0]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -149,7 +160,7 @@ class Subject:
 
         # not stop_at_layer, which gives logits and not residuals after the last block
         with contextlib.suppress(_AtSite):
-            self._run(tokens, stop)
+            self._run(self._held[0], tokens, stop)
         residuals = found[0].float()
         what = f"activations of {self.name} at {self.site}"
         require_finite(residuals, what, "check the weights, or load in float32")
@@ -194,10 +205,10 @@ class Subject:
                 raise ValueError(f"replace must keep shape {tuple(residual.shape)}, it gave {tuple(replaced.shape)}")
             return replaced.to(residual.dtype)
 
-        return self._run(tokens, hook).float()
+        return self._run(self.bridge, tokens, hook).float()
 
-    def _run(self, tokens: torch.Tensor, at_site: Callable) -> torch.Tensor:
-        return self.bridge.run_with_hooks(self._checked(tokens), fwd_hooks=[(self.site, at_site)], use_cache=False)
+    def _run(self, bridge: TransformerBridge, tokens: torch.Tensor, at_site: Callable) -> torch.Tensor:
+        return bridge.run_with_hooks(self._checked(tokens), fwd_hooks=[(self.site, at_site)], use_cache=False)
 
     def _checked(self, tokens: torch.Tensor) -> torch.Tensor:
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.numel() == 0:
@@ -277,18 +288,19 @@ def load_subject(
 ) -> Subject:
     """Load an embedded or packaged subject by name, a directory by path, or a hub model by id, frozen.
 
-    `layer` defaults to two thirds of the depth (8 of 12), for Gemma to half of it (13 of 26). `dtype` is the dtype the
-    model computes in; residuals are float32 all the same.
+    Its blocks up to the site are read; the others follow when something asks for logits. `layer` defaults to two thirds
+    of the depth (8 of 12), for Gemma to half of it (13 of 26). `dtype` is the dtype the model computes in; residuals
+    are float32 all the same.
     Raises what `packaged_folder` raises, FileNotFoundError for an incomplete directory, ConnectionError or
     PermissionError for a hub model that cannot be had, ValueError for an unknown name or layer and for weights that do
     not fit their configuration.
     """
-    folder, config, tokenizer, model = load_pretrained(name_or_path, dtype)
-    layer = _layer(config, layer, name_or_path)
-    model = model.to(device or default_device())
+    files = load_pretrained(name_or_path, dtype)
+    config, layer = files.config, _layer(files.config, layer, name_or_path)
+    model = files.first_blocks(layer + 1).to(device or default_device())
     return Subject(
         name=str(name_or_path),
-        folder=folder,
+        folder=files.folder,
         layer=layer,
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
@@ -296,8 +308,8 @@ def load_subject(
         context=config.max_position_embeddings,
         device=model.device,
         dtype=model.dtype,
-        tokenizer=tokenizer,
-        bridge=_bridge(model),
+        files=files,
+        _held=[_bridge(model)],
     )
 
 

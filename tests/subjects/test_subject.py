@@ -7,6 +7,7 @@ import pytest
 import torch
 from twins import BOS, CONTEXT, D_MODEL, N_VOCAB, Twin, save_tiny
 
+from helpers.subjects import model_files
 from helpers.subjects import subject as subject_module
 from helpers.subjects.subject import load_subject, subject_for, token_losses, warn_if_other_corpus
 
@@ -80,6 +81,20 @@ def test_no_block_is_run_in_vain(folders, family, layer):
     ran.clear()
     subject.resume(residuals)
     assert ran == list(range(layer + 1, len(blocks) + 1))
+
+
+@pytest.mark.parametrize(("family", "layer"), LAYERS)
+def test_blocks_above_the_site_are_not_read_until_logits_are_asked_for(folders, family, layer, monkeypatch):
+    read, tokens = [], some_tokens()
+    model_of = model_files._model
+    monkeypatch.setattr(model_files, "_model", lambda *args: read.append(args[1].num_hidden_layers) or model_of(*args))
+    subject = load_subject(folders[family], layer=layer)
+    before = subject.residuals(tokens)
+    assert read == [layer + 1]
+    assert torch.equal(subject.resume(before), subject.logits(tokens))
+    assert torch.equal(subject.residuals(tokens), before)
+    n_blocks = {"gpt2": 3, "gemma2": 4}[family]
+    assert read == ([layer + 1, n_blocks] if layer + 1 < n_blocks else [n_blocks])
 
 
 def test_a_failing_replacement_leaves_the_model_as_it_was(gpt2):
