@@ -114,7 +114,7 @@ class ActivationStream:
     cache    keep the activations on disk, in 16 bits, harvest only what is not there yet, and hold none in memory
     times    (rows, context) whole numbers: how often the activation of each token comes in an epoch, once by default
 
-    Raises ValueError for `times` that do not fit the rows.
+    Raises ValueError for `times` that do not fit the rows, and for a cache of what processes run together.
     """
 
     def __init__(
@@ -128,6 +128,11 @@ class ActivationStream:
         cache: bool = False,
         times: torch.Tensor | None = None,
     ):
+        if cache and getattr(subject, "group", None):
+            raise ValueError(
+                "one process fills a cache while the others wait, so no harvest can be divided there: give the stream "
+                "cache=False, or the subject itself"
+            )
         self.subject, self.harvest, self.batch_size, self.seed = subject, harvest or Harvest(), batch_size, seed
         self.rows = subject.rows(tokens, self.harvest.context)
         keeps = self.harvest.keeps(subject, self.rows)

@@ -80,7 +80,7 @@ class Together:
     """A subject that all processes run together: each does its share of the rows of a forward pass, all get all of it.
 
     In the place of `subject` in an `ActivationStream`, whose batches are then the same in every process, and take each
-    the p-th part of the work. For a stream without a cache: one process fills that for all of its machine.
+    the p-th part of the work. A stream with a cache refuses it: one process fills that for all of its machine.
     """
 
     def __init__(self, subject: "Subject", group: dist.ProcessGroup):

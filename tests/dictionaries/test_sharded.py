@@ -214,3 +214,10 @@ def test_a_harvest_by_several_processes_is_that_of_one_and_each_runs_its_share(s
     assert all(torch.equal(each, harvested(alone)) for each in found)
     assert sum(subject.rows_read for subject in subjects) == 25
     assert subjects[0].rows_read == {2: 17, 4: 9}[size]  # of 8 passes of three rows 16 or 8, and the last row
+
+
+def test_a_divided_harvest_with_a_cache_is_refused():
+    """They would wait for each other: one in the forward pass, the others for its cache."""
+    together = Together(CountingSubject(), OneOf(0, 2))
+    with pytest.raises(ValueError, match="no harvest can be divided there: give the stream cache=False, or the sub"):
+        ActivationStream(together, torch.arange(200) % 50, Harvest(context=8), batch_size=30, cache=True)
