@@ -26,6 +26,7 @@ SERVED |= {"google/gemma-2-2b-it": "docs-gemma2-chat"}
 WORDS = sorted(set(re.findall(r"[a-z]+", (ROOT / "README.md").read_text(encoding="utf-8"))))
 CARD = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
 ONLY = os.environ.get("HUB_NOTEBOOKS", "05 11")  # others on request
+WITHOUT_CLAIMS = {"00"}
 NEEDS_BEHAVIOURS = {"11": {"C33"}}  # claims that dialogues of the hub cannot decide
 
 
@@ -72,5 +73,5 @@ def test_runs_on_what_a_hub_serves(path, hub, tmp_path, results_folder, monkeypa
     assert not outcome.error, str(outcome)
     results = json.loads((results_folder / "hub-smoke" / f"{number_of(path)}.json").read_text())
     not_run = {claim for claim, row in results["claims"].items() if row["verdict"] == "not run"}
-    assert results["claims"] and not_run >= NEEDS_BEHAVIOURS.get(number_of(path), set())
+    assert (results["claims"] or number_of(path) in WITHOUT_CLAIMS) and not_run >= NEEDS_BEHAVIOURS.get(number_of(path), set())
     assert any(HUB_TEXT in asked for asked in hub.asked)

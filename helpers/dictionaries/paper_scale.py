@@ -38,6 +38,7 @@ class Run:
     batch: int
     k_aux: int = 512
     ema: bool = True
+    models: int = 1  # that are read; two by a crosscoder
     source: str = ""
 
 
@@ -50,7 +51,7 @@ PAPERS = {
         source="Gao et al. 2024, 4.1, k from the released viewer; d of GPT-4 is not published, this is GPT-2 small's",
     ),
     "Gemma 2 2B, crosscoder": Run(
-        *(2 * 2304, 73_728, 100, 200_000_000, 2048), ema=False, source="Minder, Dumas et al. 2025, two epochs"
+        *(2 * 2304, 73_728, 100, 200_000_000, 2048), ema=False, models=2, source="Minder, Dumas et al. 2025, two epochs"
     ),
 }
 
@@ -128,7 +129,7 @@ def measure_machine(group: shards.Group = None, repeats: int = 5) -> Machine:
     return Machine(
         2 * 1024 * 4096 * 256 / _median_seconds(lambda: torch.mm(x, W.T, out=out), repeats),
         2 * numbers.nbytes / _median_seconds(lambda: numbers.add_(1.0), repeats),
-        received / _median_seconds(lambda: shards.gathered(offer, group), repeats) if group else float("inf"),
+        received / _median_seconds(lambda: shards.gathered(offer, group), repeats) if received else float("inf"),
     )
 
 
