@@ -26,7 +26,8 @@ SERVED |= {"google/gemma-2-2b-it": "docs-gemma2-chat"}
 WORDS = sorted(set(re.findall(r"[a-z]+", (ROOT / "README.md").read_text(encoding="utf-8"))))
 CARD = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
 ONLY = os.environ.get("HUB_NOTEBOOKS", "05 11")  # others on request
-WITHOUT_CLAIMS = {"00"}
+WITHOUT_CLAIMS = {"00", "13"}
+ON_EMBEDDED = {"12", "13", "14"}  # whatever the subject, as their claims need dialogues with behaviours
 NEEDS_BEHAVIOURS = {"11": {"C33"}}  # claims that dialogues of the hub cannot decide
 
 
@@ -74,4 +75,5 @@ def test_runs_on_what_a_hub_serves(path, hub, tmp_path, results_folder, monkeypa
     results = json.loads((results_folder / "hub-smoke" / f"{number_of(path)}.json").read_text())
     not_run = {claim for claim, row in results["claims"].items() if row["verdict"] == "not run"}
     assert (results["claims"] or number_of(path) in WITHOUT_CLAIMS) and not_run >= NEEDS_BEHAVIOURS.get(number_of(path), set())
-    assert any(HUB_TEXT in asked for asked in hub.asked)
+    if number_of(path) not in ON_EMBEDDED:
+        assert any(HUB_TEXT in asked for asked in hub.asked)

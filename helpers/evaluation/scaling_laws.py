@@ -216,7 +216,9 @@ def exponents(table: pd.DataFrame, y: str, sizes: int = 3) -> list[float]:
 
 
 def line_through(x: ArrayLike, y: ArrayLike, b: float) -> PowerLaw:
-    """The power law with exponent b through the geometric middle of the points."""
+    """The power law with exponent b through the geometric middle of the points; unknown (nan) where one of them is."""
+    if np.isnan(y).any():
+        return PowerLaw(math.nan, b)
     x, y = _columns(x=x, y=y)
     return PowerLaw(float(np.exp(np.log(y).mean() - b * np.log(x).mean())), b)
 

@@ -196,11 +196,12 @@ def trend(
     **place: int,
 ) -> go.Figure:
     """A thin black line y = law(x) for x `between`, behind what was measured; `text`, the number that it gives to the
-    title, is marked at the share `at` of its length. `log` and `place` as in `mark`. An unknown law (nan) is left out.
+    title, is marked at the share `at` of its length. `log` and `place` as in `mark`. Left out is an unknown law (nan),
+    and one that reaches zero on a logarithmic axis, where it has no place.
     """
     x = np.geomspace(*between, 41) if "x" in log else np.linspace(*between, 41)
     y = np.broadcast_to(law(x), x.shape)
-    if not np.isfinite([*x, *y]).all():
+    if not np.isfinite([*x, *y]).all() or ("y" in log and y.min() <= 0):
         return figure
     panel = {name: value for name, value in place.items() if name in ("row", "col")}
     line = {"color": INK, "width": 1.5, "dash": DASHES[sum(trace.name == "law" for trace in figure.data) % len(DASHES)]}

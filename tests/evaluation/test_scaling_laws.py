@@ -383,6 +383,7 @@ def test_a_power_for_each_seed_that_has_the_sizes():
 
 def test_a_line_of_given_power_goes_through_the_middle():
     assert line_through([1, 4], [2, 8], b=-0.5)([2, 4, 16]) == pytest.approx([4, 4 / 2**0.5, 4 / 8**0.5])
+    assert np.isnan(line_through([1, 4], [2, np.nan], b=-0.5)([2, 4])).all()
 
 
 # --- learning rates

@@ -225,6 +225,7 @@ def test_a_trend_lies_behind_what_was_measured_and_its_number_is_marked():
     plots.trend(figure, lambda n: 1 / n, (1, 100), "power -1", log="xy", row=1, col=1, ax=-20)
     plots.trend(figure, lambda n: 0.5, (1, 100), "level", log="xy", at=0)
     plots.trend(figure, lambda n: math.nan * n, (1, 100), "unknown")
+    plots.trend(figure, lambda n: 0.0, (1, 100), "nothing", log="xy")
     level, power, measured = figure.data
     assert (power.x[20], power.y[20]) == (10, 0.1) and set(level.y) == {0.5} and measured.mode == "markers"
     assert power.line.dash != level.line.dash and not power.showlegend
