@@ -181,12 +181,15 @@ def subjects(results: Path = RESULTS) -> str:
     found = (
         json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"hardware": "not measured", "subjects": {}}
     )
+    speeds = ("16 bits", "32 bits")  # of the processor's products
     cells = [
-        [name, str(row["layer"]), row["dtype"], f"{row['memory_gb']:.1f}", f"{row['tokens_a_second']:,}"]
+        [name, str(row["layer"]), row["dtype"], f"{row['memory_gb']:.1f}"]
+        + [f"{row['tokens_a_second'][bits]:,}" if bits in row["tokens_a_second"] else "–" for bits in speeds]
         for name, row in found["subjects"].items()
     ]
-    header = [f"one core of {found['hardware']}", "harvested after block", "dtype", "GB of memory", "tokens a second"]
-    return markdown_table(header, cells)
+    header = [f"one core of {found['hardware']}", "harvested after block", "dtype", "GB of memory, to load"]
+    table = markdown_table([*header, *(f"tokens a second, products in {bits}" for bits in speeds)], cells)
+    return "\n\n".join(filter(None, (table, found.get("note"))))
 
 
 def question_of(path: Path) -> str:

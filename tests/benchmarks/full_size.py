@@ -4,12 +4,11 @@
 
 Loads each as `subject="hub"` does, in a process of its own, and writes data/results/full_size.json for the README.
 Weights are random, as no network is asked; neither memory nor speed depends on what they are. They are stored in
-float32, as both models on the hub are: where another dtype is computed in, what was read stays in memory beside it as
-long as there is room, and is told apart as `of_files_gb`.
+float32, the largest a hub's may be: read and converted they are both in memory for a moment, if there is room. Speeds
+with and without products in 16 bits are kept side by side, whichever this machine can add.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from helpers.activations.stream import Harvest, harvest_rows
+from helpers.base.products import has_fast_bf16
 from helpers.base.storage import MODELS, RESULTS, write_atomic
 from helpers.notebook.run import hardware, peak_memory_gb
 from helpers.subjects.subject import load_subject, subject_for
@@ -30,17 +30,21 @@ CASES = {  # configuration, dtype, context of the notebooks at laptop scale, tok
     "gemma": (Gemma2Config, torch.bfloat16, 128, 512),
 }
 FAMILIES = {"gpt2": "gpt2", "gemma": "gemma2-base"}
+PRODUCTS = {True: "16 bits", False: "32 bits"}
 FILE = RESULTS / "full_size.json"
 
 
 def main(names: list[str]) -> None:
-    known = json.loads(FILE.read_text(encoding="utf-8"))["subjects"] if FILE.is_file() else {}
+    before = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    known = before.get("subjects", {})
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             for step in ("write", "measure"):
                 found = subprocess.check_output([sys.executable, __file__, step, name, folder], text=True)
-        known[subject_for("hub", FAMILIES[name])] = json.loads(found.splitlines()[-1])
-    write_atomic(FILE, json.dumps({"hardware": hardware(), "subjects": known}, indent=1) + "\n")
+        subject, row = subject_for("hub", FAMILIES[name]), json.loads(found.splitlines()[-1])
+        row["tokens_a_second"] = known.get(subject, {}).get("tokens_a_second", {}) | row["tokens_a_second"]
+        known[subject] = row
+    write_atomic(FILE, json.dumps(before | {"hardware": hardware(), "subjects": known}, indent=1) + "\n")
 
 
 def write(name: str, folder: Path) -> None:
@@ -53,7 +57,7 @@ def measure(name: str, folder: Path) -> None:
     torch.set_num_threads(1)
     begun = time.perf_counter()
     subject = load_subject(folder, dtype=dtype)
-    loaded, of_files = time.perf_counter(), memory_of_files_gb()
+    loaded = time.perf_counter()
     rows = torch.randint(4096, (n_tokens // context, context), generator=torch.Generator().manual_seed(0))
     harvest = Harvest(context, normalisation="none")
     harvest_rows(subject, rows[:1], harvest)
@@ -65,16 +69,9 @@ def measure(name: str, folder: Path) -> None:
     cost = {
         "load_s": round(loaded - begun, 1),
         "memory_gb": round(peak_memory_gb(), 2),
-        "of_files_gb": round(of_files, 2),
-        "tokens_a_second": round(speed),
+        "tokens_a_second": {PRODUCTS[has_fast_bf16()]: round(speed)},
     }
     print(json.dumps(size | {"context": context, "tokens": rows.numel()} | cost))
-
-
-def memory_of_files_gb() -> float:
-    """Resident memory of this process that mirrors files, in GB (2^30 bytes)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"RssFile:\s*(\d+)", status)[1]) / 2**20  # KiB
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command for a run of the papers' size, at the size of a test, by one process that is started as torchrun would."""
+"""The command for a run of the papers' size, at the size of a test, by one process, started as torchrun does it."""
 
 import re
 import socket
@@ -26,7 +26,8 @@ def started(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(PAPERS, "tiny", RUN)
     monkeypatch.setattr(subject_module, "subject_for", lambda *_: save_tiny(tmp_path / "model", "gpt2"))
-    monkeypatch.setattr("helpers.text.documents.text_for", lambda *_: TokenStream(np.arange(2000) % 250, np.array([0]), [], {}))
+    text = TokenStream(np.arange(2000) % 250, np.array([0]), [], {})
+    monkeypatch.setattr("helpers.text.documents.text_for", lambda *_: text)
     monkeypatch.setattr(paper_run, "CONTEXT", 8)
     return lambda: paper_run.main(["tiny", str(tmp_path / "state" / "training.safetensors")])
 

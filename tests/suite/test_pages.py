@@ -159,10 +159,14 @@ def test_costs_are_those_of_a_fresh_clone(tmp_path):
 
 def test_what_the_hubs_models_take_is_as_measured(tmp_path):
     assert "not measured" in subjects(tmp_path)
-    row = {"layer": 8, "dtype": "float32", "memory_gb": 1.25, "tokens_a_second": 1234}
-    found = {"hardware": "A processor", "subjects": {"owner/model": row}}
+    row = {"layer": 8, "dtype": "float32", "memory_gb": 1.25, "tokens_a_second": {"32 bits": 1234}}
+    found = {"hardware": "A processor", "note": "As inferred.", "subjects": {"owner/model": row}}
     (tmp_path / "full_size.json").write_text(json.dumps(found))
-    assert subjects(tmp_path).splitlines()[2] == "| owner/model | 8 | float32 | 1.2 | 1,234 |"
+    assert subjects(tmp_path).splitlines()[2:] == [
+        "| owner/model | 8 | float32 | 1.2 | – | 1,234 |",
+        "",
+        "As inferred.",
+    ]
 
 
 def board(folder, *rows):
