@@ -196,10 +196,11 @@
       pen.fillRect(0, 0, width, height);
       axes(pen, width, height);
       const shown = new Set(state.shown);
+      const size = drawn.length > 1000 ? 3 : 6;
       for (const [among, color] of [[false, "#d0d0d0"], [true, "#0072B2"]]) {
         pen.fillStyle = color;
         for (const latent of drawn) {
-          if (shown.has(latent) === among) pen.fillRect(...place(latent).map((at) => at - 1.5), 3, 3);
+          if (shown.has(latent) === among) pen.fillRect(...place(latent).map((at) => at - size / 2), size, size);
         }
       }
       if (drawn.includes(state.chosen)) ring(pen, ...place(state.chosen));

@@ -27,6 +27,7 @@ from helpers.dictionaries.pair_collection import Heldout
 from helpers.diffing.reading import side_by_side
 from helpers.figures.records import Direction, LatentRecord, Window, checked_latents, latent_record
 from helpers.figures.tokens import in_line, token_text, visible
+from helpers.text.documents import TURNS
 
 HUE = (230, 159, 0)  # orange of Okabe and Ito: black text on it stays readable
 NO_MATHS = "mathjax_ignore tex2jax_ignore"  # else two dollar signs of a text become a formula
@@ -44,13 +45,13 @@ HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'">
-</head><body>
+</head><body><main><h1 style="font:bold 20px Arial,Helvetica,sans-serif">{title}</h1>
 """  # nothing is fetched, and no script runs but ours
 
 
 def page(record: LatentRecord) -> str:
     """One latent as HTML that needs neither style sheet nor script."""
-    parts = [f'<p style="{INK};font-size:17px;margin:4px 0"><b>Latent {record.latent}</b></p>', *_statistics(record)]
+    parts = [_heading(2, f"Latent {record.latent}", "font-size:17px;margin:4px 0"), *_statistics(record)]
     parts += _directions(record.directions)
     parts += section("Random positive activations", record.random, record.maximum)
     parts += section("Top activations", record.top, record.maximum)
@@ -95,7 +96,7 @@ class LatentBrowser:
         """Write the browser as one file that opens offline."""
         digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
         head = HEAD.format(title=self, hash=f"sha256-{digest}")
-        write_atomic(Path(path), f"{head}{self._repr_html_()}\n</body></html>\n")
+        write_atomic(Path(path), f"{head}{self._repr_html_()}\n</main></body></html>\n")
         return Path(path)
 
     def static(self) -> str:
@@ -211,9 +212,14 @@ def section(title: str, windows: Sequence[Window], maximum: float) -> list[str]:
     """A heading and windows below it, coloured up to `maximum`."""
     texts = [coloured(window, maximum) for window in windows] or ["none"]
     return [
-        f'<p style="{INK};margin:12px 0 4px"><b>{title}</b></p>',
+        _heading(3, title, "margin:12px 0 4px"),
         *(f'<p style="{INK};{MONO};font-size:13px;overflow-wrap:anywhere;margin:0 0 8px">{text}</p>' for text in texts),
     ]
+
+
+def _heading(level: int, text: str, style: str) -> str:
+    """A paragraph to the eye, as notebooks style headings their own way, and a heading to a screen reader."""
+    return f'<p role="heading" aria-level="{level}" style="{INK};{style}"><b>{text}</b></p>'
 
 
 def coloured(window: Window, maximum: float) -> str:
@@ -266,5 +272,13 @@ def dialogue_pages(
     known = {"n_tokens": int((reading.dialogue < n).sum()), "densities": (code[reading.dialogue < n] > 0).mean(0)}
     for j in chosen:
         values, tokens = side_by_side(code[:, [j]].toarray()[:, 0], reading, n)
-        records.append(latent_record(j, values, tokens, **text, **known, n_random=3, n_top=5, context=24))
+        records.append(latent_record(j, values, tokens, **text, **known, n_random=3, n_top=5, n_quarter=1, context=24))
     return records
+
+
+def dialogue_page(tokens: np.ndarray, values: np.ndarray, tokenizer: PreTrainedTokenizerBase, title: str) -> str:
+    """One dialogue as HTML, a line for each turn, its tokens coloured by `values` (tokens,) where positive."""
+    texts = np.array([token_text(tokenizer, token) for token in tokens], dtype=object)
+    turns = [turn for turn in np.split(np.arange(len(texts)), np.flatnonzero(texts == TURNS[0])) if len(turn)]
+    lines = [Window(tuple(texts[turn]), tuple(values[turn].tolist()), int(values[turn].argmax())) for turn in turns]
+    return card(section(title, lines, values.max(initial=0)))

@@ -1,13 +1,14 @@
 """Two ways into a dictionary: the latents in which two models differ, and those that are on in a text of one's own.
 
     diff_explorer   Delta_norm against nu; a click opens the latent, with what the rows of both models do
+    planted_pages   latents of an injected pair, on the text beneath it, with the lengths of their rows
     OwnText         a field to type in, for a live kernel; `read_text` is the same as HTML
 
 Source: sections 2.3 and 2.4 of the facts on Minder, Dumas et al. 2025, for Delta_norm and nu.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 
 import ipywidgets
@@ -15,12 +16,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 import torch
+from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerBase
 
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.pair_collection import Heldout
 from helpers.figures.browser import INK, LatentBrowser, card, dialogue_pages, section
-from helpers.figures.records import Window, checked_latents, directions_of
+from helpers.figures.records import Direction, LatentRecord, Window, checked_latents, directions_of, latent_record
 from helpers.figures.tokens import token_text
 from helpers.subjects.pair import SubjectPair
 from helpers.subjects.subject import Subject
@@ -33,6 +35,7 @@ NAMES = {  # columns of a `latent_table`, and how the explorer calls them
     "class": "class",
 }
 MODELS = ("base", "chat")
+NO_ANSWER = "<small>No field, or one that does not answer? Its kernel was restarted: run this cell again.</small>"
 Encode = Callable[[torch.Tensor], torch.Tensor]  # ids (1, T) to codes (T, n_latents)
 
 
@@ -60,7 +63,34 @@ def diff_explorer(
     facts = alive[list(NAMES)].rename(columns=NAMES).to_dict("records")
     parts = zip(pages, facts, zip(*rows, strict=True), strict=True)
     records = [dataclasses.replace(record, facts=known, directions=both) for record, known, both in parts]
-    return LatentBrowser(records, scatter=(NAMES["delta"], NAMES["nu_error"]))
+    return LatentBrowser(records, n_static=1, scatter=(NAMES["delta"], NAMES["nu_error"]))
+
+
+def planted_pages(
+    crosscoder: Crosscoder,
+    code: scipy.sparse.csr_array,
+    tokens: np.ndarray,
+    chosen: Iterable[int],
+    tokenizer: PreTrainedTokenizerBase,
+    row: int = 64,
+    seed: int = 0,
+) -> list[LatentRecord]:
+    """A page for each chosen latent of a code (tokens, n_latents) of an injected pair; `tokens` (tokens,) are the text
+    in which directions were planted, and windows lie in rows of it."""
+    n, norms = len(tokens) // row * row, crosscoder.decoders.detach().norm(dim=-1)  # (model, n_latents)
+    text = tokens[:n].reshape(-1, row)
+    options = {"densities": (code > 0).mean(0), "n_random": 3, "n_top": 3, "n_quarter": 1, "seed": seed}
+    return [
+        latent_record(
+            j,
+            code[:n, [j]].toarray().reshape(-1, row),
+            text,
+            lambda token: token_text(tokenizer, token),
+            directions=[Direction(model, norm.item()) for model, norm in zip(MODELS, norms[:, j], strict=True)],
+            **options,
+        )
+        for j in checked_latents(chosen, code.shape[1])
+    ]
 
 
 @torch.no_grad()
@@ -94,6 +124,11 @@ class OwnText(ipywidgets.VBox):
     def _repr_mimebundle_(self, **which: object) -> dict:
         """Where no kernel runs, as on a page that shows notebooks, its first reading is what is seen."""
         return super()._repr_mimebundle_(**which) | {"text/html": self.result.value}
+
+    def _ipython_display_(self) -> None:
+        """The note stands outside of the widget, which is gone when its kernel was restarted and the page reloaded."""
+        display(self._repr_mimebundle_(), raw=True)
+        display(HTML(NO_ANSWER))
 
     def _read(self, _: object = None) -> None:
         try:

@@ -9,8 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from helpers.figures.browser import SCRIPT, LatentBrowser, page
+from helpers.figures.browser import SCRIPT, LatentBrowser, dialogue_page, page
 from helpers.figures.records import Direction, latent_record
+from helpers.figures.style import contrast
 
 WORDS = np.array([["the", " cat", "\n", " sat"], [" on", " a", " mat", "."], [" <b>", "&", '"', "\t"]])
 ACTS = np.array([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 4.0, 0.0]])
@@ -33,6 +34,32 @@ def test_a_page_has_inline_styles_only_and_both_colours_wherever_there_is_text()
     assert re.findall(r'class="([^"]*)"', html) == ["mathjax_ignore tex2jax_ignore"]  # two dollar signs are no formula
     for style in re.findall(r'<(?:p|div|mark|code|table|tr|th|td|summary)[^>]*style="([^"]*)"', html):
         assert "background" in style and re.search(r"(^|;)color:", style)
+
+
+def test_a_screen_reader_finds_headings():
+    found = re.findall(
+        r'<p role="heading" aria-level="(\d)"[^>]*><b>([^<]*)</b></p>', page(latent_record(7, ACTS, WORDS))
+    )
+    assert found[:3] == [("2", "Latent 7"), ("3", "Random positive activations"), ("3", "Top activations")]
+
+
+def test_text_is_read_against_every_shade():
+    html = page(latent_record(0, ACTS, WORDS, densities=np.array([0.1, 0.4, 0.5])))
+    pairs = set(re.findall(r"color:(#\w{6});background:(#\w{6})", html))
+    pairs |= {(text, ground) for ground, text in re.findall(r"background:(#\w{6});color:(#\w{6})", html)}
+    assert len(pairs) > 4 and min(contrast(*pair) for pair in pairs) >= 4.5
+
+
+def test_a_dialogue_has_a_line_for_each_turn_and_only_what_is_positive_is_coloured(monkeypatch):
+    texts = ["<start_of_turn>", "<i>", "$x$", "<start_of_turn>", "no"]
+    monkeypatch.setattr("helpers.figures.browser.token_text", lambda tokenizer, token: texts[token])
+    html = dialogue_page(np.arange(5), np.array([0.0, 2.0, -1.0, 0.0, 0.5]), None, "nats")
+    lines = re.findall(r"<p style[^>]*>(.*?)</p>", html)
+    assert [re.sub("<[^>]*>", "", line) for line in lines] == [
+        "&lt;start_of_turn&gt;&lt;i&gt;$x$",
+        "&lt;start_of_turn&gt;no",
+    ]
+    assert re.findall('title="([^"]*)"', html) == ["2", "0.5"] and "<i>" not in html
 
 
 def test_stronger_activations_are_darker_and_their_value_is_in_the_tooltip():

@@ -13,7 +13,7 @@ from helpers.dictionaries.autoencoders import TopK
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.pair_collection import Heldout
 from helpers.figures import explorer
-from helpers.figures.explorer import OwnText, diff_explorer, read_text, unembedding
+from helpers.figures.explorer import OwnText, diff_explorer, planted_pages, read_text, unembedding
 from helpers.subjects.subject import load_subject
 
 LATENTS = 6
@@ -105,6 +105,21 @@ def test_a_table_in_which_none_fires_is_refused(explored, subject):
         diff_explorer(explored[0], TABLE.assign(rate=0.0), scipy.sparse.csr_array((4, 4)), reading, pair)
 
 
+def test_planted_latents_are_read_on_the_text_beneath_with_the_lengths_of_their_rows(subject):
+    crosscoder, tokens = Crosscoder(subject.d_model, 4, TopK(2)), subject.tokenizer("a <b> cat").input_ids
+    with torch.no_grad():
+        crosscoder.decoders[1, 2] *= 3
+    code = scipy.sparse.csr_array(np.eye(len(tokens), 4, -1))  # latent j is on at token j + 1
+    [page] = planted_pages(crosscoder, code, np.array(tokens), [2], subject.tokenizer, row=4)
+    base, chat = page.directions
+    assert (base.model, chat.model, chat.norm) == ("base", "chat", pytest.approx(3 * base.norm))
+    assert page.top[0].tokens == tuple(explorer.token_text(subject.tokenizer, i) for i in tokens[:4])
+    assert page.top[0].at == 3 and page.n_tokens == len(tokens) // 4 * 4
+    with pytest.raises(ValueError, match="There is no latent 4"):
+        planted_pages(crosscoder, code, np.array(tokens), [4], subject.tokenizer)
+    assert planted_pages(crosscoder, code, np.array(tokens), [], subject.tokenizer) == []
+
+
 def encode(ids):
     """Latent j is on where the id is j modulo 6, as strongly as the id is large; latent 5 never is."""
     codes = torch.nn.functional.one_hot(ids[0] % LATENTS, LATENTS) * ids[0][:, None] / 100
@@ -132,6 +147,14 @@ def test_the_strongest_latents_come_first_and_markup_is_text(field):
 def test_without_a_kernel_its_reading_is_shown(field):
     shown = field._repr_mimebundle_()
     assert shown["text/html"] == field.result.value and "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_what_to_do_after_a_restart_is_said_outside_of_the_widget(field, monkeypatch):
+    shown = []
+    monkeypatch.setattr(explorer, "display", lambda what, **_: shown.append(what))
+    field._ipython_display_()
+    assert shown[0]["text/html"] == field.result.value
+    assert "Its kernel was restarted: run this cell again" in shown[1].data
 
 
 def test_a_latent_can_be_named(field, subject):

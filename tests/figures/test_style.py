@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from plotly.colors import get_colorscale
 
-from helpers.figures.style import METHODS, OTHERS, SAME, WIDTH, contrast, faded, headline, looks, sampled, text_on
+from helpers.figures.style import (
+    FAINT,
+    INK,
+    METHODS,
+    OTHERS,
+    SAME,
+    WIDTH,
+    contrast,
+    faded,
+    headline,
+    looks,
+    sampled,
+    text_on,
+)
 
 
 def test_no_two_methods_share_a_colour_a_symbol_or_both_line_and_pattern():
@@ -49,6 +62,14 @@ def test_lines_of_the_autoencoders_and_of_the_others_are_told_apart():
         for a, b in itertools.combinations(some, 2):
             apart = sum(abs(int(a.color[i : i + 2], 16) - int(b.color[i : i + 2], 16)) for i in (1, 3, 5))
             assert apart > 25, (a, b)
+
+
+def test_text_and_marks_stand_out_from_white():
+    """Okabe and Ito's light colours are kept, as they are told apart by all; their symbols and dashes help."""
+    assert min(contrast(text, "#FFFFFF") for text in (INK, FAINT)) >= 4.5
+    named = METHODS | {look.color: look for look in OTHERS}
+    light = {name for name, look in named.items() if contrast(look.color, "#FFFFFF") < 3}
+    assert light == {"Gated", "BatchTopK", "random directions"}
 
 
 def test_text_on_any_shade_of_a_scale_has_a_contrast_of_at_least_four_and_a_half():
