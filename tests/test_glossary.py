@@ -14,7 +14,7 @@ TEXT = (NOTEBOOKS / "GLOSSARY.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r'<a id="([a-z0-9-]+)"></a>\*\*(.+?)\*\*: (.+) \[(\d\d)\]\((\4_\w+\.ipynb)\)')
 ENTRIES = [ENTRY.fullmatch(line) for line in TEXT.splitlines()[4:] if line]
 FORMS = {form: entry[1] for entry in ENTRIES for form in entry[2].split(", ")}
-LINKING = [number_of(path) for path in find() if number_of(path) != "09"]  # which is still to come
+LINKING = [number_of(path) for path in find()]
 
 NO_PROSE = re.compile(r"<details>.*?</details>|```.*?```|^#.*?$", re.DOTALL | re.MULTILINE)
 LINK = r"\[[^\]]*\]\(GLOSSARY\.md#(?P<link>[\w-]+)\)"
