@@ -67,11 +67,12 @@ def _exercises(options: argparse.Namespace) -> int:
 
 
 def _pages(options: argparse.Namespace) -> int:
+    from helpers.suite import needs, workshop
     from helpers.suite.pages import write_pages  # plotly's browser is not needed by the others
-    from helpers.suite.workshop import write_page
 
     write_pages()
-    write_page()
+    workshop.write_page()
+    needs.write_page()
     return 0
 
 
