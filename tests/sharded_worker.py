@@ -1,7 +1,8 @@
 """One of four processes that test_sharded.py starts, with the folder that is to hold what comes of it.
 
 "killed"    all train, and the fourth is killed at batch 9
-"compared"  each case is trained by all four, some by the first two, which then go on from where the killed one was
+"compared"  each case is trained by all four, some by the first two, which then go on from where
+            the killed one was, and from where one process was
 """
 
 import os
@@ -53,9 +54,14 @@ def compare(names, group, folder: Path) -> None:
         torch.save(found, folder / f"{name} {group.rank()} of {group.size()}.pt")
 
 
-def with_checkpoint(group, folder: Path, x, save_every_minutes: float) -> SparseAutoencoder:
-    make, config = CASES["batchtopk auxk"]
-    return train(split(make(), group), x, config, None, folder / "training.safetensors", save_every_minutes).sae
+def other_start() -> SparseAutoencoder:
+    """Of "batchtopk auxk": only who goes on from a checkpoint ends where that began."""
+    return SparseAutoencoder(D, N, BatchTopK(2), seed=1)
+
+
+def with_checkpoint(sae: SparseAutoencoder, group, folder: Path, x, save_every_minutes: float) -> SparseAutoencoder:
+    config = CASES["batchtopk auxk"][1]
+    return train(split(sae, group), x, config, None, folder / "training.safetensors", save_every_minutes).sae
 
 
 def killing():
@@ -69,13 +75,14 @@ def killing():
 def main(task: str, folder: Path) -> None:
     with processes(timeout_minutes=1) as four:
         if task == "killed":
-            with_checkpoint(four, folder, killing(), 0.0)
+            with_checkpoint(CASES["batchtopk auxk"][0](), four, folder, killing(), 0.0)
         two = dist.new_group([0, 1])
         compare(CASES, four, folder)
         if four.rank() in (0, 1):
             compare(BY_TWO, two, folder)
-            sae = with_checkpoint(two, folder, batches(), 1.0)
-            torch.save(whole(sae).state_dict(), folder / f"resumed {two.rank()}.pt")
+            for of, place in {"four": folder, "one": folder / "of one"}.items():
+                sae = with_checkpoint(other_start(), two, place, batches(), 1.0)
+                torch.save(whole(sae).state_dict(), folder / f"resumed of {of} {two.rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 The file is a state of `base.storage` with what all processes share, and names the parts, which hold rows of latents. A
 part is never written over: the file is, in one step, when all parts of a new state are there, and then the old ones go.
 So whoever is killed at any time leaves a whole state, and any number of processes can take it up: each reads the rows
-that are its own, wherever they lie.
+that are its own, wherever they lie. They may lie in the file itself, as one process leaves them, and one process may
+take up what several left.
 """
 
 import glob
@@ -33,6 +34,18 @@ def save_shards(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup
         save_state(path, common, parts=parts, tokens=tokens, **metadata)
         for old in set(path.parent.glob(f"{glob.escape(path.name)}.*-of-*")) - {path.with_name(n) for n, _ in parts}:
             old.unlink()
+
+
+def own_rows(
+    path: Path, tensors: dict[str, Tensor], parts: list[tuple[str, int]] | None, first: int, last: int
+) -> dict[str, Tensor]:
+    """The `tensors` of the state at `path` with rows first ... last, of its `parts` or, without any, its own.
+
+    Raises what `load_rows` raises.
+    """
+    if parts:
+        return tensors | load_rows(path, parts, first, last)
+    return {name: tensor[first:last] if _per_latent(name) else tensor for name, tensor in tensors.items()}
 
 
 def load_rows(path: Path, parts: list[tuple[str, int]], first: int, last: int) -> dict[str, Tensor]:

@@ -33,7 +33,9 @@ from helpers.dictionaries import kernels, shards
 from helpers.dictionaries.adam import Adam
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, MultiTopK, SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import AuxK, Remedy
-from helpers.dictionaries.shard_files import load_rows, save_shards
+from helpers.dictionaries.shard_files import own_rows, save_shards
+
+DIVIDED = 0  # in place of the checksum of a start that several processes hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Training:
         self.sae, self.config = sae.to(first.device), config
         self.n_latents = int(shards.total(torch.tensor(sae.n_latents), sae.group))
         whole = [] if sae.group else sae.parameters()  # a part of a start would tell it by how it was cut
-        self.start = functools.reduce(lambda seen, p: checksum(p, seen), whole, 0)  # as it was given
+        self.start = functools.reduce(lambda seen, p: checksum(p, seen), whole, DIVIDED)  # as it was given
         self.variance = _variance(first)
         sae.train().start_from(first, config.encoder_scale)
         self.seen = 0  # checksum of the batches read
@@ -236,10 +238,13 @@ class Training:
     def resume(self, path: Path) -> int:
         """Go on from a checkpoint; returns the tokens read. Raises ValueError for one that is broken or another's."""
         tensors, meta = load_state(path)
-        if meta.get("identity") != self._identity() | self._begun():
+        ours, theirs = self._identity() | self._begun(), meta.get("identity", {})
+        if DIVIDED in (ours["start"], theirs.get("start")):
+            theirs |= {"start": ours["start"]}
+        if theirs != ours:
             raise ValueError(f"{path} is of another training; move it away, or train with its start and its settings")
-        if group := self.sae.group:
-            tensors |= load_rows(Path(path), meta["parts"], *shards.span(self.n_latents, group))
+        span = shards.span(self.n_latents, self.sae.group)
+        tensors = own_rows(Path(path), tensors, meta.get("parts"), *span)
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(tensors[name])

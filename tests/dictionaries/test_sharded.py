@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import sharded_worker
 import torch
-from sharded_worker import BY_TWO, CASES, N, batches
+from sharded_worker import BY_TWO, CASES, N, batches, other_start
 from twins import CountingSubject
 
 from helpers.activations.stream import ActivationStream, Harvest
@@ -45,6 +46,7 @@ def killed(tmp_path_factory) -> tuple[Path, list[tuple[int, str]], dict]:
     ]
     said = [worker.communicate(timeout=60)[1] for worker in workers]
     ends = [(worker.returncode, words) for worker, words in zip(workers, said, strict=True)]
+    shutil.copytree(folder, folder / "of four")
     return folder, ends, load_state(folder / "training.safetensors")[1]
 
 
@@ -53,6 +55,7 @@ def folder(killed) -> Path:
     """What all processes left, with the leftover of a process that was killed as it saved."""
     folder = killed[0]
     (folder / "training.safetensors.9999.0-of-4").write_text("cut sho")
+    stop_at_batch_nine(folder / "of one" / "training.safetensors")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", sharded_worker.__file__]
     done = subprocess.run(
         [sys.executable, *command, "compared", str(folder)], env=ENVIRONMENT, capture_output=True, text=True
@@ -64,6 +67,13 @@ def folder(killed) -> Path:
 @pytest.fixture(autouse=True)
 def in_32_bits(monkeypatch):
     monkeypatch.setattr(products, "has_fast_bf16", lambda *_: False)
+
+
+def stop_at_batch_nine(checkpoint: Path) -> None:
+    """One process, which stops as the killed four did."""
+    make, config = CASES["batchtopk auxk"]
+    with pytest.raises(ValueError, match="the batches ended"):
+        train(make(), batches()[:9], config, None, checkpoint, 0.0)
 
 
 class OneOf:
@@ -105,11 +115,20 @@ def test_a_killed_process_ends_the_others_with_one_sentence_and_leaves_the_last_
     assert state["tokens"] == 9 * 64 and [rows for _, rows in state["parts"]] == [12, 13, 12, 13]
 
 
-def test_two_processes_go_on_from_the_checkpoint_of_four_to_the_end_of_one(folder):
+def test_one_process_goes_on_from_the_checkpoint_of_four(folder, tmp_path):
+    make, config = CASES["batchtopk auxk"]
+    shutil.copytree(folder / "of four", tmp_path, dirs_exist_ok=True)
+    found = train(other_start(), batches(), config, None, tmp_path / "training.safetensors").sae.state_dict()
+    for key, value in train(make(), batches(), config).sae.state_dict().items():
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("of", ["four", "one"])
+def test_two_processes_go_on_from_the_checkpoint_of_four_or_one_to_the_end_of_one(of, folder):
     make, config = CASES["batchtopk auxk"]
     sae = train(make(), batches(), config).sae
     for rank in range(2):
-        found = torch.load(folder / f"resumed {rank}.pt")
+        found = torch.load(folder / f"resumed of {of} {rank}.pt")
         for key, value in sae.state_dict().items():
             torch.testing.assert_close(found[key], value, atol=1e-5, rtol=0)
     names = sorted(path.name for path in folder.glob("training*"))
