@@ -272,7 +272,7 @@ def dialogue_pages(
     known = {"n_tokens": int((reading.dialogue < n).sum()), "densities": (code[reading.dialogue < n] > 0).mean(0)}
     for j in chosen:
         values, tokens = side_by_side(code[:, [j]].toarray()[:, 0], reading, n)
-        records.append(latent_record(j, values, tokens, **text, **known, n_random=3, n_top=5, n_quarter=1, context=24))
+        records.append(latent_record(j, values, tokens, **text, **known, n_random=2, n_top=4, n_quarter=1, context=24))
     return records
 
 

@@ -79,7 +79,7 @@ def planted_pages(
     in which directions were planted, and windows lie in rows of it."""
     n, norms = len(tokens) // row * row, crosscoder.decoders.detach().norm(dim=-1)  # (model, n_latents)
     text = tokens[:n].reshape(-1, row)
-    options = {"densities": (code > 0).mean(0), "n_random": 3, "n_top": 3, "n_quarter": 1, "seed": seed}
+    options = {"densities": (code > 0).mean(0), "n_random": 2, "n_top": 3, "n_quarter": 1, "seed": seed}
     return [
         latent_record(
             j,
