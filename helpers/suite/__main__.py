@@ -54,11 +54,8 @@ def _store(options: argparse.Namespace) -> int:
 
 
 def _exercises(options: argparse.Namespace) -> int:
-    paths, smoke = (
-        find(options.only, solutions=True),
-        REFERENCE | {"scale": "smoke"},
-    )  # the scale changes nothing in them
-    begun = time.monotonic()
+    """At smoke scale, which changes nothing in an exercise."""
+    paths, smoke, begun = find(options.only, solutions=True), REFERENCE | {"scale": "smoke"}, time.monotonic()
     outcomes = run(paths, smoke, OUT)
     print("", summary(outcomes, paths, (time.monotonic() - begun) / 60), sep="\n")
     for path in (outcome.path for outcome in outcomes if not outcome.error):
