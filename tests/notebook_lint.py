@@ -8,6 +8,7 @@ import ast
 import base64
 import json
 import re
+import symtable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _lint_cells(path: Path) -> list[str]:
 
 def lint_source(notebook: NotebookNode) -> list[str]:
     """The rules about what an author writes."""
-    rules = (_parameters, _python, _paths, _kernel, _exercises)
+    rules = (_parameters, _python, _paths, _kernel, _exercises, _overwritten)
     return [problem for rule in rules for problem in rule(notebook)]
 
 
@@ -165,6 +166,21 @@ def _bound(tree: ast.Module) -> Iterator[str]:
                 yield other or name
             case ast.arg(arg=name):
                 yield name
+
+
+def _overwritten(notebook: NotebookNode) -> Iterator[str]:
+    """A name of the notebook's own is none of an exercise's: a cell that is run again would read the wrong one."""
+    assigned = [(number, is_exercise(cell), set(_assigned(cell.source))) for number, cell in _code(notebook)]
+    own = {name for _, exercise, names in assigned if not exercise for name in names}
+    for number, exercise, names in assigned:
+        if exercise and (taken := sorted(names & own)):
+            yield f"cell {number} is an exercise's and overwrites {taken[0]} of the notebook; choose another name."
+
+
+def _assigned(source: str) -> Iterator[str]:
+    """The global names that a cell gives a meaning: assigned, defined or imported outside of any function."""
+    cell = symtable.symtable(source if _statements(source) is not None else "", "cell", "exec")
+    return (name.get_name() for name in cell.get_symbols() if name.is_assigned() or name.is_imported())
 
 
 # ---- outputs

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import notebook_lint
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_output
 from notebook_lint import SIZE_LIMIT, lint
 from PIL import Image
 
@@ -184,3 +184,23 @@ def test_links_lead_somewhere(notebook):
         "gone.ipynb, which is not there.",
         "no.png, which is not there.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("own", "exercise", "problem"),
+    [
+        ("x = 1", "x = 2", "cell 4 is an exercise's and overwrites x"),
+        ("x = 1", "def x():\n    pass", "overwrites x"),
+        ("def x():\n    pass", "for x in range(3):\n    pass", "overwrites x"),
+        ("import math as x", "import cmath as x", "overwrites x"),
+        ("print(x)", "x = 2", "cell 3 uses x, which an exercise defines"),
+        ("x = 1", "def mine(x):\n    return [x for x in x]", ""),  # names of a function are its own
+        ("def f(x):\n    y = x\n    return y", "x = y = 1", ""),
+    ],
+)
+def test_the_notebook_and_its_exercises_share_no_names(notebook, own, exercise, problem):
+    change(notebook, source=own)
+    node = nbformat.read(notebook, as_version=4)
+    node.cells.append(new_code_cell(exercise, metadata={"tags": ["exercise"]}))
+    nbformat.write(node, notebook)
+    assert [problem in sentence for sentence in lint(notebook)] == [True] * bool(problem)

@@ -1,8 +1,9 @@
 """How figures look: one light template, one look per method throughout the suite, titles that wrap.
 
 A method has its look in every notebook, and nothing else ever has it: what is no method has a palette of its own.
-Colours of the autoencoders are those of Okabe and Ito, which colour-blind readers tell apart; symbol, dash and pattern
-differ too, so that colour is never the only cue. Grey and dashed is always the paper.
+Colours of the autoencoders are those of Okabe and Ito, which colour-blind readers tell apart, two of them darkened to
+a contrast of 3 to 1 with white (WCAG 2); symbol, dash and pattern differ too, so that colour is never the only cue.
+Grey and dashed is always the paper.
 Importing this makes the template plotly's default, and keeps dollar signs of tables from becoming formulas.
 """
 
@@ -31,10 +32,10 @@ class Look(NamedTuple):
 
 METHODS = {
     "ReLU": Look("#0072B2", "diamond", "solid", ""),
-    "Gated": Look("#56B4E9", "triangle-up", "8px,4px", "/"),
+    "Gated": Look("#2894FA", "triangle-up", "8px,4px", "/"),
     "JumpReLU": Look("#009E73", "triangle-down", "dot", "x"),
     "TopK": Look("#D55E00", "circle", "solid", ""),
-    "BatchTopK": Look("#E69F00", "square", "5px,2px", "\\"),
+    "BatchTopK": Look("#B88D42", "square", "5px,2px", "\\"),
     "MultiTopK": Look("#CC79A7", "star", "8px,3px,2px,3px", "."),
     "AuxK": Look("#000000", "x", "12px,3px,3px,3px", "+"),
     "decoupled": Look("#7B5EA7", "hexagon", "9px,2px,2px,2px", "x"),
@@ -42,7 +43,7 @@ METHODS = {
     "chat-SAE": Look("#00685E", "pentagon", "solid", "."),
     "mean difference": Look("#7A6A00", "diamond-tall", "10px,3px", "+"),
     "linear probe": Look("#3A3A3A", "star-diamond", "2px,2px", "|"),
-    "random directions": Look("#9A9A9A", "circle-open-dot", "1px,3px", "-"),
+    "random directions": Look("#8A949E", "circle-open-dot", "1px,3px", "-"),
     "none": Look("#5F5F5F", "circle-open", "solid", "-"),
     "paper": Look("#8C8C8C", "line-ew-open", "dash", "|"),
 }
