@@ -89,7 +89,7 @@ def _take_outputs(cells: list[NotebookNode], run: NotebookNode, code: list[Noteb
     run, _ = CoalesceStreamsPreprocessor().preprocess(run, {})
     outputs = {cell.id: cell.get("outputs", []) for cell in own_cells(run.cells)}
     for cell in cells:
-        cell.outputs = [nbformat.from_dict(_without_paths(output)) for output in outputs[cell.id]]
+        cell.outputs = [nbformat.from_dict(_without_paths(_still(output))) for output in outputs[cell.id]]
     for count, cell in enumerate((cell for cell in code if cell.source.strip()), start=1):
         cell.execution_count = count
         for output in cell.outputs:
@@ -200,6 +200,13 @@ def without_machine(text: str) -> str:
         text = text.replace(f"{folder}/", "")
     home = Path.home()
     return text.replace(str(ROOT), ".").replace(f"{home}/", "~/" if len(home.parts) > 1 else f"{home}/")
+
+
+def _still(output: NotebookNode) -> NotebookNode:
+    """Of a widget that says in HTML what it shows, the HTML: nbconvert would take the widget, which is blank offline."""
+    if "text/html" in output.get("data", {}):
+        output.data.pop(WIDGET_VIEW, None)
+    return output
 
 
 def _widgets(run: NotebookNode, code: list[NotebookNode]) -> dict:

@@ -166,6 +166,17 @@ def test_widgets_are_kept_with_their_state_where_one_is_shown(pair):
     assert lint_outputs(notebook) == []
 
 
+def test_of_a_widget_that_has_html_the_html_is_kept(pair):
+    committed, executed = pair
+    view = new_output("display_data", {WIDGET_VIEW: {"model_id": "field"}, "text/html": "<p>its first reading</p>"})
+    edit(executed, lambda run: run.metadata.update(widgets={WIDGET_STATE: {"state": {"field": widget("VBoxModel")}}}))
+    edit(executed, lambda run: run.cells[3].update(outputs=[view]))
+    store(executed, committed)
+    notebook = nbformat.read(committed, as_version=4)
+    assert [output.data for output in notebook.cells[2].outputs] == [{"text/html": "<p>its first reading</p>"}]
+    assert "widgets" not in notebook.metadata
+
+
 def figure(n):
     plotly = go.Figure(go.Scatter(y=list(range(n))), layout={"height": 300})
     return new_output("display_data", {FIGURE: json.loads(plotly.to_json()), "text/plain": f"{n} points"})
