@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import joblib
 import pandas as pd
+import psutil
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ ACTIVATIONS: dict[str, Callable[[int, float], nn.Module]] = {  # of n_latents an
     "BatchTopK": lambda n, k: BatchTopK(int(k)),
 }
 START_SECONDS = 4  # that new processes need to import torch
+PROCESS_GB = 1  # of memory that one of them may take, torch with it
 Count = Callable[[int], object]  # is told how many tokens were read since the last time
 Batches = Callable[..., Iterable[Tensor]]  # batches(tokens), or batches(tokens, batch_size): the same each time
 
@@ -147,8 +149,9 @@ def sweep(
     `batches` is `ActivationStream.batches`, or any callable like it. With a `directory`, cells that are finished there
     are loaded, one that was interrupted goes on, and `batches` must tell what it depends on: it, or the object whose
     method it is, has a string `fingerprint`. `n_jobs` cells are trained at a time, by joblib, in processes that read
-    a stream with cache=True. By default they are as many as joblib counts cores (LOKY_MAX_CPU_COUNT lowers it); one, in
-    this process, for a stream without a cache, on an accelerator, and where starting processes would take longer.
+    a stream with cache=True. By default they are as many as joblib counts cores (LOKY_MAX_CPU_COUNT lowers it) and free
+    memory holds; one, in this process, for a stream without a cache, on an accelerator, and where starting processes
+    would take longer.
 
     Raises ValueError for no cells, for a file in `directory` that is broken or another's, and for `heldout` that is not
     finite or has no variance, before anything is trained.
@@ -244,8 +247,9 @@ def _counted(batches: Iterable[Tensor], count: Count) -> Iterator[Tensor]:
 
 
 def _worth_starting(jobs: list[_Job]) -> int:
-    """As many processes as there are cores where that saves more time than starting them takes, else one."""
-    n = min(joblib.effective_n_jobs(-1), len(jobs))
+    """As many processes as cores and memory allow where that saves more time than starting them takes, else one."""
+    fitting = int(psutil.virtual_memory().available / 2**30 / PROCESS_GB)
+    n = min(joblib.effective_n_jobs(-1), len(jobs), fitting)
     if n < 2 or jobs[0].heldout.device.type != "cpu":
         return 1
     try:

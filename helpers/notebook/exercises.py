@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from IPython.display import Markdown, display
 
@@ -60,7 +61,12 @@ def check_answer(
 
 
 def difference(got: Any, expected: Any) -> str:
-    """How `got` differs from `expected` in one clause, or "": first type, then length or shape, dtype, values."""
+    """How `got` differs from `expected` in one clause, or "": first type, then length or shape, dtype, values.
+
+    A number and a tensor without dimensions are of one type.
+    """
+    if not (isinstance(got, torch.Tensor) and isinstance(expected, torch.Tensor)):
+        got, expected = _number(got), _number(expected)
     if isinstance(expected, int | float) and isinstance(got, int | float):
         got, expected = torch.tensor([got, expected], dtype=torch.float64)
     kind = next((kind for kind in (torch.Tensor, tuple, list) if isinstance(expected, kind)), type(expected))
@@ -98,6 +104,11 @@ def _agree(answer: Callable, wrong: Callable, cases: list[tuple]) -> bool:
 
 def _call(function: Callable, inputs: tuple) -> Any:
     return function(*copy.deepcopy(inputs))  # a function may write into its inputs
+
+
+def _number(value: Any) -> Any:
+    """What a tensor or a NumPy scalar without dimensions holds; anything else as it is."""
+    return value.item() if isinstance(value, torch.Tensor | np.generic) and value.ndim == 0 else value
 
 
 def _items_difference(got: tuple | list, expected: tuple | list) -> str:

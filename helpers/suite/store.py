@@ -203,7 +203,7 @@ def without_machine(text: str) -> str:
 
 
 def _still(output: NotebookNode) -> NotebookNode:
-    """Of a widget that says in HTML what it shows, the HTML: nbconvert would take the widget, which is blank offline."""
+    """Of a widget that says in HTML what it shows, the HTML: nbconvert takes the widget, which is blank offline."""
     if "text/html" in output.get("data", {}):
         output.data.pop(WIDGET_VIEW, None)
     return output

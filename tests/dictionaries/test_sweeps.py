@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import killed
@@ -320,6 +321,7 @@ def spread_out(monkeypatch):
     """How many cells were trained at a time, in threads; a second is enough to start them."""
     seen = []
     monkeypatch.setattr(sweeps, "START_SECONDS", 1)
+    monkeypatch.setattr(sweeps.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
     monkeypatch.setattr(sweeps, "_side_by_side", lambda jobs, n: (seen.append(n), map(sweeps._Job.run, jobs))[1])
     with joblib.parallel_config(backend="threading"):
         yield seen
@@ -333,6 +335,15 @@ def test_processes_are_started_where_that_saves_time(spread_out, monkeypatch, se
     monkeypatch.setattr(sweeps._Job, "seconds", lambda job: seconds)
     monkeypatch.setattr(joblib, "effective_n_jobs", lambda n: n_cores if n == -1 else n)
     sweep([Cell("TopK", 16, 2, seed=seed) for seed in range(n_cells)], batches, HELDOUT, 128)
+    assert spread_out == expected
+
+
+@pytest.mark.parametrize(("free_gb", "expected"), [(16, [8]), (2.9, [2]), (1.9, []), (0.1, [])])
+def test_no_more_processes_are_started_than_free_memory_holds(spread_out, monkeypatch, free_gb, expected):
+    monkeypatch.setattr(sweeps._Job, "seconds", lambda job: 100.0)
+    monkeypatch.setattr(joblib, "effective_n_jobs", lambda n: 8 if n == -1 else n)
+    monkeypatch.setattr(sweeps.psutil, "virtual_memory", lambda: SimpleNamespace(available=free_gb * 2**30))
+    sweep([Cell("TopK", 16, 2, seed=seed) for seed in range(8)], batches, HELDOUT, 128)
     assert spread_out == expected
 
 

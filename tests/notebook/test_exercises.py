@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -119,7 +120,8 @@ def test_a_notebook_goes_on_unless_told_otherwise(value, monkeypatch):
     "got, expected, said",
     [
         ([1.0], torch.ones(1), "type differs: expected Tensor, got list"),
-        (torch.tensor(1.0), 1.0, "type differs: expected float, got Tensor"),
+        (torch.ones(1), 1.0, "type differs: expected float, got Tensor"),
+        (torch.tensor(1.5), 1.0, "values differ: expected 1, got 1.5"),
         (None, (1, 2), "type differs: expected tuple, got NoneType"),
         ("a", 1, "type differs: expected int, got str"),
         (torch.ones(2, 3), torch.ones(3, 2), r"shape differs: expected \(3, 2\), got \(2, 3\)"),
@@ -144,6 +146,13 @@ def test_the_kind_of_difference_is_named(got, expected, said):
 )
 def test_a_thing_does_not_differ_from_itself(same):
     assert difference(same, same) == ""
+
+
+@pytest.mark.parametrize("number", [0.5, 2, np.float32(0.5), torch.tensor(0.5, dtype=torch.float64), torch.tensor(2)])
+def test_a_number_may_come_as_a_tensor_and_a_tensor_as_a_number(number):
+    plain, tensor = float(number), torch.tensor(float(number))
+    assert difference(number, plain) == difference((plain, number), (tensor, plain)) == ""
+    assert "values differ" in difference(plain + 1, torch.as_tensor(number))
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=8), st.data())
