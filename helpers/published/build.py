@@ -69,12 +69,16 @@ def times(W: Tensor, vector: Tensor) -> Tensor:
     return torch.cat([part.double() @ vector.double() for part in W.split(ROWS)])
 
 
-def top_k(k: int) -> TopK:
+def top_k(k: float) -> TopK:
+    if k != int(k):
+        raise ValueError(f"k = {k} of a TopK is no whole number: the file is damaged")
     return TopK(int(k))
 
 
 def batch_topk(k: float, threshold: float) -> BatchTopK:
     """Others keep what is above the threshold, ours what reaches it."""
+    if k <= 0:
+        raise ValueError(f"k = {k} keeps nothing: the file is damaged")
     activation = BatchTopK(max(1, round(k)))
     activation.threshold.copy_(just_above(torch.tensor(threshold)))
     return activation

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".npz", ".pt")
-WEIGHTS = (  # what libraries call the weights of a folder; statistics or checkpoints may lie beside them
-    *("sae_weights.safetensors", "params.safetensors", "params.npz", "model.safetensors", "sae.safetensors"),
-    *("ae.pt", "model_final.pt", "cc_weights.pt"),
-)
+WEIGHTS = {  # what libraries call the weights of a folder, and their settings; other files may lie beside them
+    **dict.fromkeys(("sae_weights.safetensors", "sae.safetensors", "cc_weights.pt"), "cfg.json"),
+    **dict.fromkeys(("params.safetensors", "params.npz", "model.safetensors"), "config.json"),
+    **dict.fromkeys(("ae.pt", "model_final.pt"), "config.json"),
+}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+KINDS = {bool: "true or false", str: "a text", dict: "a dictionary"}
 ROWS = 65_536  # checked at a time
 
 
@@ -33,7 +35,9 @@ class Files:
         content = _content(path)
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise ValueError(f"{path} holds a {type(content).__name__} and no named tensors: pass a saved state_dict")
-        self.content = {name.replace("_orig_mod.", ""): value for name, value in content.items()}  # torch.compile's
+        self.content = {_plain(name): value for name, value in content.items()}
+        if not any(isinstance(value, Tensor) for value in content.values()):
+            raise ValueError(f"{path} holds no tensors by name, only {self.names}: pass a saved state_dict alone")
 
     def __contains__(self, name: str) -> bool:
         return name in self.content
@@ -58,9 +62,11 @@ class Files:
 
     def shape(self, name: str, ndim: int) -> tuple[int, ...]:
         """Of a tensor of floats with so many axes."""
-        value = self.content.get(name)
-        if not isinstance(value, Tensor):
+        if name not in self.content:
             raise ValueError(f"{self.path} has no tensor {name}, only {self.names}")
+        value = self.content[name]
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+            raise ValueError(f"{name} in {self.path} is no dense tensor with values: save it as one")
         if value.dtype not in FLOATS:
             raise ValueError(f"{name} in {self.path} is {value.dtype}: weights must be floats of 16 bits or more")
         if value.ndim != ndim or not value.numel():
@@ -85,13 +91,30 @@ class Files:
             raise ValueError(f"neither {self.path} nor the settings beside it say what {name} is: fetch both again")
         return value
 
+    def setting(self, name: str, kind: type, otherwise: Any = None, among: dict[str, Any] | None = None) -> Any:
+        """What the settings, or those `among` them, say of a name; `otherwise` where they say nothing.
+
+        Raises ValueError for what is no `kind`.
+        """
+        value = (self.settings if among is None else among).get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(
+                f"{name} of {self.path} is said to be {value!r}, where {KINDS[kind]} is expected: fetch both again"
+            )
+        return otherwise if value is None else value
+
+    def word(self, name: str, among: dict[str, Any] | None = None) -> str | None:
+        """The same of a name that nothing is computed with, as text."""
+        value = (self.settings if among is None else among).get(name)
+        return None if value is None else str(value)
+
     def agree(self, said: dict[str, Any], found: dict[str, Any]) -> None:
         """Raise ValueError where settings or a path say something else than the tensors; None says nothing."""
         for name, value in found.items():
             if said.get(name) not in (None, value):
                 raise ValueError(
-                    f"{self.path} has {name} {value}, and what is said of it beside it or in its name is {said[name]}: "
-                    "they are not of one dictionary, fetch it again"
+                    f"{self.path} has {name} {value!r}, and what is said of it beside it or in its name is "
+                    f"{said[name]!r}: they are not of one dictionary, fetch it again"
                 )
 
     def cannot(self, reason: str) -> ValueError:
@@ -105,9 +128,10 @@ def weights_file(place: Path) -> Path:
             raise ValueError(f"{place} is no file of weights: these end in {', '.join(SUFFIXES)}")
         return place
     known = [place / name for name in WEIGHTS if (place / name).is_file()]
-    found = known[:1] or sorted(path for path in place.glob("*") if path.suffix in SUFFIXES)
+    found = known or sorted(path for path in place.glob("*") if path.suffix in SUFFIXES and path.is_file())
     if not found:
-        inner = sorted({str(path.parent.relative_to(place)) for path in place.rglob("*") if path.suffix in SUFFIXES})
+        files = [path for path in place.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
+        inner = sorted({str(path.parent.relative_to(place)) for path in files})
         remedy = f"name one of its folders, such as {', '.join(inner[:3])}" if inner else "fetch it again"
         raise FileNotFoundError(f"{place} holds no weights, which end in {', '.join(SUFFIXES)}: {remedy}")
     if len(found) > 1:
@@ -118,7 +142,7 @@ def weights_file(place: Path) -> Path:
 
 def _settings(weights: Path) -> dict[str, Any]:
     """The JSON beside a file of weights; nothing where there is none."""
-    names = (f"{weights.stem}_cfg.json", "cfg.json", "config.json")
+    names = (f"{weights.stem}_cfg.json", WEIGHTS.get(weights.name, "cfg.json"), "cfg.json", "config.json")
     path = next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
     if path is None:
         return {}
@@ -131,10 +155,20 @@ def _settings(weights: Path) -> dict[str, Any]:
     return settings
 
 
+def _plain(name: str) -> str:
+    """Without what torch.compile and DataParallel put before names."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def _content(path: Path) -> Any:
     with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
+        begin = file.read(24)
+    if not begin:
+        raise ValueError(f"{path} is empty: fetch it again")
+    if begin.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS and not the file itself: fetch it with `git lfs pull`")
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no archive of arrays, perhaps only half was written: fetch it again")
     try:
         match path.suffix:
             case ".safetensors":
@@ -142,7 +176,7 @@ def _content(path: Path) -> Any:
                     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             case ".npz":
                 with np.load(path, allow_pickle=False) as arrays:
-                    return {name: torch.from_numpy(arrays[name]) for name in arrays}
+                    return {name: torch.from_numpy(_native(arrays[name])) for name in arrays}
             case _:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -150,6 +184,14 @@ def _content(path: Path) -> Any:
             f"{path} is damaged, or holds more than tensors and plain values, and code in a file is never run: fetch "
             "it again, or have its owner save the state_dict alone"
         ) from None
-    except (safetensors.SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # readers of damaged bytes raise whatever they stumble over
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} cannot be read, perhaps only half was written: fetch it again ({reason})") from None
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """In this machine's order of bytes, which torch asks for."""
+    array = np.asarray(array)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -8,7 +8,6 @@ Latents are in the units of the file's own decoder rows; some of these libraries
 Sources: SAELens 6.54 (saes/, loading/), eai-sparsify 1.3, dictionary_learning 0.1, crosscoder_learning dictionary.py.
 """
 
-import math
 import re
 
 import torch
@@ -38,10 +37,10 @@ def sae_lens(files: Files) -> Published:
     architecture, b_enc, activation = _sae_lens_activation(files, n)
     if "scaling_factor" in files:
         W_dec = W_dec * _finetuned(files, n).unsqueeze(1)
-    if architecture in ("topk", "batchtopk") and settings.get("rescale_acts_by_decoder_norm"):
+    if architecture in ("topk", "batchtopk") and files.setting("rescale_acts_by_decoder_norm", bool):
         norms = W_dec.norm(dim=1)  # latents are counted, and ranked, as if decoder rows had unit norm
         W_enc, W_dec, b_enc = W_enc * norms.unsqueeze(1), W_dec / norms.unsqueeze(1), b_enc * norms
-    parts, centred = (W_enc, W_dec, b_enc, b_dec, activation), bool(settings.get("apply_b_dec_to_input", True))
+    parts, centred = (W_enc, W_dec, b_enc, b_dec, activation), files.setting("apply_b_dec_to_input", bool, True)
     origin = _sae_lens_origin(files, architecture)
     match settings.get("normalize_activations"):
         case None | False | "none":
@@ -59,9 +58,9 @@ def sae_lens(files: Files) -> Published:
 def sparsify(files: Files) -> Published:
     settings = files.settings
     n, d = files.shape("W_dec", 2)
-    if settings.get("transcode") or "W_skip" in files:
+    if files.setting("transcode", bool) or "W_skip" in files:
         raise files.cannot("it is a transcoder, which writes another place than it reads")
-    if settings.get("activation", "topk") != "topk" or settings.get("signed"):
+    if settings.get("activation", "topk") != "topk" or files.setting("signed", bool):
         raise files.cannot("its activation is not TopK of what is positive")
     files.agree(settings, {"d_in": d} | ({"num_latents": n} if settings.get("num_latents") else {}))
     weights = files.take("encoder.weight", n, d), files.take("W_dec", n, d)
@@ -73,8 +72,10 @@ def sparsify(files: Files) -> Published:
 
 
 def dictionary_learning(files: Files) -> Published:
-    trainer = files.settings.get("trainer", files.settings)
-    kind = trainer.get("dict_class") or next((CLASSES[name] for name in CLASSES if name in files), None)
+    trainer = files.setting("trainer", dict, files.settings)
+    kind = files.setting("dict_class", str, among=trainer) or next(
+        (CLASSES[name] for name in CLASSES if name in files), None
+    )
     if kind is None and "W_enc" in files:
         kind = "JumpReluAutoEncoder"
     if kind is None and "threshold" in files:
@@ -91,7 +92,7 @@ def dictionary_learning(files: Files) -> Published:
 def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:
     """Architecture, b_enc and activation."""
     settings, named = files.settings, files.settings.get("activation_fn") or files.settings.get("activation_fn_str")
-    old = settings.get("activation_fn_kwargs") or {}
+    old = files.setting("activation_fn_kwargs", dict, {})
     architecture = "topk" if named == "topk" else settings.get("architecture", "standard")
     if architecture == "gated":
         gate = files.take("b_gate", n)
@@ -114,16 +115,16 @@ def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:
 def _finetuned(files: Files, n: int) -> Tensor:
     """By how much each latent counts more in the reconstruction, (n,)."""
     factors = files.take("scaling_factor", n)
-    if not files.settings.get("finetuning_scaling_factor") and not torch.allclose(factors, torch.ones(n)):
+    if not files.setting("finetuning_scaling_factor", bool) and not torch.allclose(factors, torch.ones(n)):
         raise files.cannot("it has a scaling_factor that its settings do not speak of: fetch both again")
     return factors
 
 
 def _sae_lens_origin(files: Files, architecture: str) -> Origin:
-    about = files.settings | (files.settings.get("metadata") or {})
-    hook = about.get("hook_name") or about.get("hook_point")
-    where = {"model": about.get("model_name"), "hook": hook}
-    text = {"context": about.get("context_size"), "bos": about.get("prepend_bos"), "caution": _of_heads(about)}
+    about = files.settings | files.setting("metadata", dict, {})
+    hook = files.word("hook_name", about) or files.word("hook_point", about)
+    where = {"model": files.word("model_name", about), "hook": hook, "caution": _of_heads(about)}
+    text = {"context": about.get("context_size"), "bos": about.get("prepend_bos")}
     return Origin(f"SAELens {architecture}", files.source, files.dtype("W_dec"), **where, **text)
 
 
@@ -138,14 +139,18 @@ def _of_heads(about: dict) -> str:
 
 
 def _dictionary_learning_origin(files: Files, kind: str, trainer: dict) -> Origin:
-    layer, place = trainer.get("layer"), trainer.get("submodule_name")
-    residual = place is None or place.startswith("resid_post")
-    hook = f"blocks.{layer}.hook_resid_post" if residual and layer is not None else place
-    context = (files.settings.get("buffer") or {}).get("ctx_len")
+    place, hook = files.word("submodule_name", trainer), residual(files, trainer)
+    where = {"model": files.word("lm_name", trainer)}
+    where |= {"hook": hook if hook and (place or "resid_post").startswith("resid_post") else place}
+    context = files.setting("buffer", dict, {}).get("ctx_len")
     tensor = "decoder.weight" if "decoder.weight" in files else "W_dec"
-    return Origin(
-        f"dictionary_learning {kind}", files.source, files.dtype(tensor), trainer.get("lm_name"), hook, context
-    )
+    return Origin(f"dictionary_learning {kind}", files.source, files.dtype(tensor), **where, context=context)
+
+
+def residual(files: Files, trainer: dict) -> str | None:
+    """The place after the block that is named by number."""
+    layer = files.word("layer", trainer)
+    return None if layer is None else f"blocks.{layer}.hook_resid_post"
 
 
 def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder, str]:
@@ -184,10 +189,15 @@ def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder
 
 def _measured_inputs(files: Files, d: int) -> dict:
     """How crosscoder_learning scales the activations of an autoencoder, for `build.autoencoder`; NaN is not at all."""
-    mean = files.content.get("activation_mean")
-    if mean is None or mean.isnan().any():
+    if not scales_inputs(files):
         return {}
     factor = files.number("activation_global_scale")
-    if not (math.isfinite(factor) and factor > 0):
+    if factor <= 0:
         raise files.cannot(f"its activations are to be scaled by {factor}")
     return {"mean": files.take("activation_mean", d).double(), "scale": factor, "back": factor + 1e-8}
+
+
+def scales_inputs(files: Files) -> bool:
+    """Whether crosscoder_learning measured the mean of activations: NaN stands for no."""
+    mean = files.content.get("activation_mean")
+    return mean is not None and not (isinstance(mean, Tensor) and mean.isnan().all())

@@ -6,6 +6,7 @@
 A folder or a file needs no network. An id is owner/repository, and then the folder or file in it.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,12 +70,12 @@ def load_dictionary(
 
 
 def _place(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if source and os.path.exists(path):
         return path
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.=-]*)+", source) or path.parent.is_dir():
         raise FileNotFoundError(
-            f"there is no dictionary at {source}: give a file, a folder, or a hub id such as owner/repository/folder"
+            f"there is no dictionary at {source!r}: give a file, a folder, or a hub id such as owner/repository/folder"
         )
     owner, name, *inner = source.split("/")
     within = "/".join(inner)

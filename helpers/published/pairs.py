@@ -14,7 +14,7 @@ from helpers.dictionaries.autoencoders import ReLU
 from helpers.dictionaries.crosscoders import N_MODELS
 from helpers.published import build
 from helpers.published.files import Files
-from helpers.published.libraries import UNTRAINED
+from helpers.published.libraries import UNTRAINED, residual, scales_inputs
 from helpers.published.origin import Inputs, Origin, Published
 
 CODES = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
@@ -23,13 +23,12 @@ SIZES = {"CROSSCODER": "sum", "SAE": "joint", "DECOUPLED": "decoupled"}
 
 def crosscoder_learning(files: Files) -> Published:
     models, n, d = files.shape("decoder.weight", 3)
-    trainer = files.settings.get("trainer", files.settings)
+    trainer = files.setting("trainer", dict, files.settings)
     _of_two(files, models)
     files.agree(trainer, {"activation_dim": d, "dict_size": n})
     weights = files.take("encoder.weight", 2, d, n).transpose(1, 2), files.take("decoder.weight", 2, n, d)
     biases = files.take("encoder.bias", n), files.take("decoder.bias", 2, d)
-    hook, model = trainer.get("layer"), trainer.get("lm_name")
-    hook = None if hook is None else f"blocks.{hook}.hook_resid_post"
+    hook, model = residual(files, trainer), files.word("lm_name", trainer)
     batch_topk = "threshold" in files
     name = "BatchTopKCrossCoder" if batch_topk else "CrossCoder"
     origin = Origin(f"crosscoder_learning {name}", files.source, files.dtype("decoder.weight"), model, hook)
@@ -50,16 +49,15 @@ def crosscoder_learning(files: Files) -> Published:
 
 
 def kissane(files: Files) -> Published:
-    settings = files.settings
     n, models, d = files.shape("W_dec", 3)
     _of_two(files, models)
-    files.agree(settings, {"dict_size": n, "d_in": d})
+    files.agree(files.settings, {"dict_size": n, "d_in": d})
     weights = files.take("W_enc", 2, d, n).transpose(1, 2), files.take("W_dec", n, 2, d).transpose(0, 1)
     crosscoder = build.crosscoder(*weights, files.take("b_enc", n), files.take("b_dec", 2, d), ReLU())
     where = {
-        "model": settings.get("model_name"),
-        "hook": settings.get("hook_point"),
-        "context": settings.get("seq_len"),
+        "model": files.word("model_name"),
+        "hook": files.word("hook_point"),
+        "context": files.settings.get("seq_len"),
     }
     origin = Origin("Kissane CrossCoder", files.source, files.dtype("W_dec"), **where)
     return Published(crosscoder, origin.with_inputs(Inputs("mean norm")))
@@ -83,8 +81,9 @@ def _code(files: Files, trainer: dict) -> str:
 
 def _measured_inputs(files: Files, d: int) -> Inputs:
     """Mean and scale of each model's activations as measured in training; NaN stands for none."""
-    mean = files.content.get("activation_mean")
-    if mean is None or mean.isnan().any():
+    if not scales_inputs(files):
         return Inputs()
     factor = files.take("activation_global_scale", N_MODELS).unsqueeze(1)
+    if not (factor > 0).all():
+        raise files.cannot(f"its activations are to be scaled by {factor.flatten().tolist()}")
     return Inputs("fixed", mean=files.take("activation_mean", N_MODELS, d), factor=factor, norm=1 / (factor + 1e-8))

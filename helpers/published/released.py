@@ -34,7 +34,8 @@ EPS = 1e-5  # of layer normalisation
 
 def openai(files: Files) -> Published:
     n, d = files.shape("encoder.weight", 2)
-    name, state = files.content.get("activation", "ReLU"), files.content.get("activation_state_dict", {})
+    name = files.setting("activation", str, "ReLU", files.content)
+    state = files.setting("activation_state_dict", dict, {}, files.content)
     after = state.get("postact_fn", "ReLU")
     if name not in ("ReLU", "TopK") or after != "ReLU":
         raise files.cannot(f"its activation is {name}, then {after}, and ours is ReLU, or TopK of what is positive")
@@ -61,7 +62,7 @@ def gemma_scope(files: Files) -> Published:
 
 
 def gemma_scope_2(files: Files) -> Published:
-    settings, reads = files.settings, files.settings.get("hf_hook_point_in") or ""
+    settings, reads = files.settings, files.word("hf_hook_point_in") or ""
     if "affine_skip_connection" in files or settings.get("hf_hook_point_out") not in (None, reads):
         raise files.cannot("it is a transcoder, which writes another place than it reads")
     if (files.ndim("w_enc"), files.ndim("w_dec")) != (2, 2):
@@ -73,7 +74,7 @@ def gemma_scope_2(files: Files) -> Published:
     said = {"width": _width(files), "layer": named and named[1]}
     files.agree(said, {"width": _short(n)} | ({"layer": at[1]} if at else {}))
     hook = f"blocks.{at[1]}.{SCOPE_2_HOOKS.get(at[2], at[2])}" if at else reads or None
-    model = (settings.get("model_name") or "").removeprefix("google/") or None
+    model = (files.word("model_name") or "").removeprefix("google/") or None
     return Published(_jump_relu(files, "w_enc", "w_dec"), _of_gemma(files, "Gemma Scope 2", "w_enc", model, hook))
 
 

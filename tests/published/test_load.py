@@ -58,7 +58,7 @@ def test_a_source_that_is_nothing_says_what_can_be_given(source):
 def test_a_wrong_path_in_a_folder_that_exists_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "downloads").mkdir()
-    with pytest.raises(FileNotFoundError, match="there is no dictionary at downloads/sae"):
+    with pytest.raises(FileNotFoundError, match="there is no dictionary at 'downloads/sae'"):
         load_dictionary("downloads/sae")
 
 

@@ -96,7 +96,7 @@ def test_a_ranking_that_is_not_ours_is_refused(tmp_path, name):
 
 def test_settings_and_tensors_that_name_another_ranking_are_not_of_one_crosscoder(tmp_path):
     t = pair(k=torch.tensor(3), threshold=torch.tensor(2.0), **code("SAE"))
-    with pytest.raises(ValueError, match="has code_normalization SAE, .* is CROSSCODER"):
+    with pytest.raises(ValueError, match="has code_normalization 'SAE', .* is 'CROSSCODER'"):
         load_dictionary(put(tmp_path, "model.safetensors", t, {"code_normalization": "CROSSCODER"}))
     del t["code_normalization_id"]
     published = load_dictionary(put(tmp_path, "model.safetensors", t, {"code_normalization": "SAE"}))

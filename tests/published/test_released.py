@@ -96,10 +96,10 @@ def test_what_equals_a_threshold_is_off_to_the_last_bit(tmp_path):
 
 
 def test_a_width_or_a_layer_that_the_name_denies_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="has width 0k, and what is said of it .* is 16k"):
+    with pytest.raises(ValueError, match="has width '0k', and what is said of it .* is '16k'"):
         load_dictionary(put(tmp_path / "layer_3" / "width_16k", "params.npz", scope()))
     settings = {"hf_hook_point_in": "model.layers.9.output"}
-    with pytest.raises(ValueError, match="has layer 9, and what is said of it .* is 12"):
+    with pytest.raises(ValueError, match="has layer '9', and what is said of it .* is '12'"):
         load_dictionary(put(tmp_path / "layer_12_width_0k", "params.safetensors", scope(str.lower), settings))
 
 
