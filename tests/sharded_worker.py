@@ -1,8 +1,8 @@
 """One of four processes that test_sharded.py starts, with the folder that is to hold what comes of it.
 
 "killed"    all train, and the fourth is killed at batch 9
-"compared"  each case is trained by all four, some by the first two, which then go on from where
-            the killed one was, and from where one process was
+"compared"  each case is trained by all four and by the first two, which then go on from where the
+            killed one was, and from where one process was
 """
 
 import os
@@ -32,8 +32,6 @@ CASES = {
     "decoupled": (lambda: DecoupledCrosscoder(D // 2, N, BatchTopK(2)), PLAIN),
 }
 
-BY_TWO = ["topk auxk"]  # as well
-
 
 def batches(seed=0):
     """Sums of few of 24 directions: something that a sparse code can find."""
@@ -43,9 +41,8 @@ def batches(seed=0):
     return (on @ directions + 0.1).split(BATCH)
 
 
-def compare(names, group, folder: Path) -> None:
-    for name in names:
-        make, config = CASES[name]
+def compare(group, folder: Path) -> None:
+    for name, (make, config) in CASES.items():
         trained = train(split(make(), group), batches(), config)
         own = {f"own.{k}": v for k, v in trained.sae.state_dict().items()}
         found = {"own x_hat": trained.sae(batches()[0]).detach()}
@@ -77,9 +74,9 @@ def main(task: str, folder: Path) -> None:
         if task == "killed":
             with_checkpoint(CASES["batchtopk auxk"][0](), four, folder, killing(), 0.0)
         two = dist.new_group([0, 1])
-        compare(CASES, four, folder)
+        compare(four, folder)
         if four.rank() in (0, 1):
-            compare(BY_TWO, two, folder)
+            compare(two, folder)
             for of, place in {"four": folder, "one": folder / "of one"}.items():
                 sae = with_checkpoint(other_start(), two, place, batches(), 1.0)
                 torch.save(whole(sae).state_dict(), folder / f"resumed of {of} {two.rank()}.pt")
