@@ -27,7 +27,7 @@ WORDS = sorted(set(re.findall(r"[a-z]+", (ROOT / "README.md").read_text(encoding
 CARD = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
 ONLY = os.environ.get("HUB_NOTEBOOKS", "05 11")  # others on request
 WITHOUT_CLAIMS = {"00", "13"}
-ON_EMBEDDED = {"12", "13", "14"}  # whatever the subject, as their claims need dialogues with behaviours
+ON_EMBEDDED = {"12", "13", "14"}  # whatever the subject, as what they claim needs planted differences
 NEEDS_BEHAVIOURS = {"11": {"C33"}}  # claims that dialogues of the hub cannot decide
 
 
@@ -76,5 +76,8 @@ def test_runs_on_what_a_hub_serves(path, hub, tmp_path, results_folder, monkeypa
     not_run = {claim for claim, row in results["claims"].items() if row["verdict"] == "not run"}
     assert results["claims"] or number_of(path) in WITHOUT_CLAIMS
     assert not_run >= NEEDS_BEHAVIOURS.get(number_of(path), set())
-    if number_of(path) not in ON_EMBEDDED:
+    assert all(results["claims"][claim]["why"] for claim in not_run)
+    if number_of(path) in ON_EMBEDDED:
+        assert not_run == results["claims"].keys() and results["read"] == "embedded" and results["why"]
+    else:
         assert any(HUB_TEXT in asked for asked in hub.asked)

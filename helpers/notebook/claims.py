@@ -108,7 +108,7 @@ def describe(row: dict) -> str:
     claim = row["claim"]
     lines = [f"{MARKS[row['verdict']]} {claim.id} {row['verdict']} (seeds: {row['seeds']}): {claim.claim}"]
     lines += [f"    paper     {claim.paper}"] if claim.paper else []
-    lines += [f"    measured  {numbers(row)}"]
+    lines += [f"    measured  {numbers(row)}"] if row["measured"] else []
     lines += [f"    why       {row['why']}"] if row["why"] else []
     return "\n".join(textwrap.fill(line, 112, subsequent_indent=" " * 14, break_on_hyphens=False) for line in lines)
 

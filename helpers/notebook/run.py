@@ -35,12 +35,23 @@ class Run:
     """What one notebook does at one scale to one subject; see the module's head for the file it writes.
 
     reference   measure the large collection whose numbers laptop runs read from the repository
+    embedded_only   why the notebook reads the embedded models whatever the subject, if it does: then it judges no claim
+                about another, and files this reason
     stored      what such a run has filed, with its provenance; None where this run judges its own numbers
 
     Raises ValueError for a scale, subject, seed or notebook number that does not exist.
     """
 
-    def __init__(self, notebook: str, *, scale: str, subject: str, seed: int = 0, reference: bool = False):
+    def __init__(
+        self,
+        notebook: str,
+        *,
+        scale: str,
+        subject: str,
+        seed: int = 0,
+        reference: bool = False,
+        embedded_only: str = "",
+    ):
         _one_of("scale", scale, SCALES)
         _one_of("subject", subject, SUBJECTS)
         if type(seed) is not int or seed not in SEEDS:
@@ -54,6 +65,8 @@ class Run:
         self.recorded: dict[str, Any] = {}
         self.claims: dict[str, dict] = {}
         self.reference = reference
+        self._read = "embedded" if embedded_only else subject
+        self._not_judged = embedded_only if self._read != subject else ""
         self.stored = _read_if_there(self._reference_file(RESULTS)) if scale == "laptop" and not reference else None
         self._filed: dict[str, Any] = {}
         self._provenance = provenance()
@@ -76,7 +89,9 @@ class Run:
         """Print the time that each scale takes, this run's marked."""
         for scale, time_needed in {"smoke": smoke, "laptop": laptop, "paper": paper}.items():
             print(f"{'▶' if scale == self.scale else ' '} {scale:<7} {time_needed}")
-        if self.stored:
+        if self._not_judged:
+            print(f"No claim is judged for subject {self.subject!r}: {self._not_judged}. The embedded models are read.")
+        elif self.stored:
             print(f"Claims are judged on the stored reference run: {self.stored['commit']}, {self.stored['hardware']}.")
             for caveat in self.stored.get("caveats", []):
                 print(f"Known of that run: {caveat}.")
@@ -105,6 +120,8 @@ class Run:
         claim = self._own(claim_id)
         numbers, interval = _split(measured)
         verdict, reason = judge(claim, numbers, interval)
+        if self._not_judged:  # these numbers are another subject's
+            numbers, interval, verdict, reason, seeds, n = {}, {}, "not run", self._not_judged, 0, None
         missed = verdict not in ("reproduced", UNJUDGED)
         why = (reason or why.strip() or "no explanation was given") if missed else ""
         row = {"verdict": verdict, "measured": numbers, "interval": interval, "paper": claim.paper, "seeds": seeds}
@@ -136,24 +153,26 @@ class Run:
         """Whether a stored run that this one judges has filed all of these; ValueError where it has only some."""
         missing = [name for name in names if name not in (self.stored or {"values": {}})["values"]]
         if missing and len(missing) < len(names):
-            file = f"{self.subject}-reference/{self.notebook}.json"
+            file = f"{self._read}-reference/{self.notebook}.json"
             raise ValueError(f"{file} lacks {', '.join(missing)}: repeat that run, or keep these apart from the others")
         return not missing
 
     def _file(self, live: dict[str, Any]) -> None:
         self._filed |= plain(live)
         minutes = {"minutes": round((time.monotonic() - self._start) / 60, 2)}
-        content = {"notebook": self.notebook, "subject": self.subject, "seed": self.seed} | self._provenance | minutes
+        content = {"notebook": self.notebook, "subject": self._read, "seed": self.seed} | self._provenance | minutes
         text = json.dumps(content | {"values": self._filed}, allow_nan=False, default=str)
         write_atomic(self._reference_file(results_dir()), text)
 
     def _reference_file(self, results: Path) -> Path:
-        return results / f"{self.subject}-reference" / f"{self.notebook}.json"
+        return results / f"{self._read}-reference" / f"{self.notebook}.json"
 
     def save(self) -> Path:
         """Write the results file in one step; call it as often as you like."""
         identity = {key: getattr(self, key) for key in ("notebook", "scale", "subject", "seed")}
-        if self.subject == "gemma":
+        if self._not_judged:
+            identity |= {"read": self._read, "why": self._not_judged}
+        elif self.subject == "gemma":
             identity["model"] = _gemma()
         minutes = (time.monotonic() - self._start) / 60
         cost = {"minutes": round(minutes, 2), "peak_memory_gb": round(peak_memory_gb(), 2)}

@@ -113,6 +113,29 @@ def test_results_on_gemma_say_which_one(monkeypatch):
     }
 
 
+ONLY = "behaviours were planted in the embedded models alone"
+
+
+@pytest.mark.parametrize("subject", ["hub", "gemma"])
+def test_a_notebook_that_reads_the_embedded_models_judges_no_claim_about_another(subject, capsys):
+    run = Run("02", scale="smoke", subject=subject, embedded_only=ONLY)
+    run.budget(smoke="20 s", laptop="5 minutes", paper="3 hours")
+    assert run.check("G2", slope=(0.3, 0.1, 0.5), seeds=3, n=12, why="no gap") == "not run"
+    printed, found = capsys.readouterr().out, stored(run)
+    row = found["claims"]["G2"]
+    assert (row["verdict"], row["why"], row["measured"], row["interval"], row["seeds"]) == ("not run", ONLY, {}, {}, 0)
+    assert f"No claim is judged for subject {subject!r}: {ONLY}. The embedded models are read." in printed
+    assert "○ G2 not run" in printed and "measured" not in printed
+    assert (found["subject"], found["read"], found["why"]) == (subject, "embedded", ONLY) and "model" not in found
+
+
+def test_on_its_own_subject_it_judges_as_any_other(capsys):
+    run = Run("02", scale="smoke", subject="embedded", embedded_only=ONLY)
+    run.budget(smoke="20 s", laptop="5 minutes", paper="3 hours")
+    assert run.check("G2", slope=(0.3, 0.1, 0.5), seeds=3) == "reproduced"
+    assert "read" not in stored(run) and ONLY not in capsys.readouterr().out
+
+
 def test_a_question_is_filed_as_measured_and_not_judged(capsys):
     run = new_run("12")
     assert run.check("C27", l1_nu_error=(0.3, 0.1, 0.5), seeds=3) == "measured, not judged"
@@ -275,6 +298,13 @@ def test_what_a_stored_run_did_not_measure_yet_is_judged_live(repository):
     assert run.keeps("sweep", "board") and not run.keeps("marks") and not long_run(reference=True).keeps("sweep")
     with pytest.raises(ValueError, match="embedded-reference/04.json lacks marks: repeat that run"):
         run.kept_or(sweep=[1], marks=[3])
+
+
+def test_what_the_embedded_models_gave_is_kept_and_read_as_theirs_whatever_the_subject(repository):
+    elsewhere = {"scale": "laptop", "subject": "hub", "embedded_only": ONLY}
+    Run("04", reference=True, **elsewhere).kept_or(n=1)
+    assert Run("04", **elsewhere).kept_or(n=2).n == long_run().kept_or(n=2).n == 1
+    assert Run("04", scale="laptop", subject="hub").stored is None
 
 
 def test_a_reference_run_at_smoke_scale_rehearses_with_smokes_plan():
