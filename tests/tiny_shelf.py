@@ -27,4 +27,5 @@ def open_shelf(monkeypatch, tmp_path):
     monkeypatch.setattr(collection, "subject_for", lambda name: tmp_path / "model")
     monkeypatch.setattr(collection, "text_for", text_for)
     monkeypatch.setitem(PLANS, "smoke", TINY)
+    monkeypatch.setitem(collection.CONTEXTS, "embedded", {"smoke": TINY.context, "laptop": TINY.context})
     return lambda plan="smoke", seeds=3: TrainedSAEs(plan, "embedded", range(3, 3 + seeds))

@@ -20,7 +20,7 @@ from helpers.activations.stream import ActivationStream, Harvest
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.autoencoders import SparseAutoencoder
 from helpers.dictionaries.sweeps import Cell, sweep
-from helpers.subjects.subject import Subject, load_subject, subject_for, warn_if_other_corpus
+from helpers.subjects.subject import CONTEXTS, Subject, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
 
 GROUPS = ("n", "k", "ReLU")
@@ -38,14 +38,14 @@ class SAEPlan:
     heldout: int = 16_384  # activations to measure on
     n: int = 2048  # where k and prices vary
     k: int = 32  # where n varies
-    context: int = 128
+    context: int = 0  # tokens a row, which the subject decides
     batch_size: int = 1024
     lr: float = 6e-3  # at 1,024 latents, times 1/sqrt(n)
     relu_lr: float = 4e-3  # of the methods with a price, at 1,024 latents too
 
 
 PLANS = {
-    "smoke": SAEPlan((64, 128), (4, 16), (0.1, 0.4), 4_000, 6_000, 1024, n=128, k=16, context=64, batch_size=256),
+    "smoke": SAEPlan((64, 128), (4, 16), (0.1, 0.4), 4_000, 6_000, 1024, n=128, k=16, batch_size=256),
     "laptop": SAEPlan((256, 512, 1024, 2048), (8, 32, 128, 230), (0.05, 0.15, 0.5), 150_000, 420_000),
     "reference": SAEPlan(
         (512, 1024, 2048, 4096), (8, 16, 32, 64, 128, 230), (0.03, 0.06, 0.12, 0.25, 0.5), 2_000_000, 2_100_000
@@ -57,7 +57,7 @@ PLANS = {
     "paper": SAEPlan(
         *((2048, 8192, 32_768), (8, 16, 32, 64, 128, 256, 512), (0.002, 0.005, 0.01, 0.02, 0.05)),
         *(10**9, 10**9, 10**5),
-        **{"n": 32_768, "context": 64, "batch_size": 131_072, "lr": 5e-4, "relu_lr": 5e-4},
+        **{"n": 32_768, "batch_size": 131_072, "lr": 5e-4, "relu_lr": 5e-4},
     ),
 }
 
@@ -66,15 +66,16 @@ class TrainedSAEs:
     """A subject, its activations, and autoencoders trained on them on demand.
 
     plan      name of one of `PLANS`: a notebook's scale, or "reference"
-    subject   a notebook's dial, "embedded" or "hub"
+    subject   a notebook's dial: "embedded", "hub" or "gemma"
     seeds     of the dictionaries; the first is the data's as well
     """
 
     def __init__(self, plan: str, subject: str, seeds: Sequence[int]):
         if plan not in PLANS or not len(seeds):
             raise ValueError(f"plan {plan!r}, seeds {list(seeds)}: choose of {', '.join(PLANS)}, and give a seed")
-        self.plan, self.subject = PLANS[plan], subject
-        self.seeds = list(seeds)
+        self.subject, self._name, self.seeds = subject, subject_for(subject), list(seeds)
+        contexts = CONTEXTS[subject]
+        self.plan = dataclasses.replace(PLANS[plan], context=contexts.get(plan, contexts["laptop"]))
 
     @property
     def settings(self) -> dict:
@@ -84,7 +85,7 @@ class TrainedSAEs:
 
     @cached_property
     def model(self) -> Subject:
-        return load_subject(subject_for(self.subject))
+        return load_subject(self._name)
 
     @cached_property
     def stream(self) -> ActivationStream:

@@ -26,7 +26,6 @@ from helpers.dictionaries.training import TrainConfig, Trained, train
 
 SETTINGS = {"decay": 0.0, "ema": 0.999}  # the paper's, A.1 and A.5
 DEAD_AFTER = 10_000_000  # tokens, the paper's
-CONTEXT = 64  # tokens a row, the paper's
 
 
 def main(arguments: Sequence[str] | None = None) -> Trained:
@@ -69,12 +68,17 @@ def _free_bytes(gpu: bool) -> float:
 
 
 def _train(run: Run, options: argparse.Namespace, group: dist.ProcessGroup) -> Trained:
-    from helpers.subjects.subject import load_subject, subject_for  # slow, and not needed to say what a run takes
+    from helpers.subjects.subject import (
+        CONTEXTS,
+        load_subject,
+        subject_for,
+    )  # slow, and not needed to say what a run takes
     from helpers.text.documents import text_for
 
     subject = load_subject(subject_for(options.subject))
     text = text_for(options.subject, "train", subject.tokenizer, min(options.text, run.tokens))
-    stream = ActivationStream(Together(subject, group), text.tokens, Harvest(context=CONTEXT), run.batch)
+    harvest = Harvest(CONTEXTS[options.subject]["paper"])
+    stream = ActivationStream(Together(subject, group), text.tokens, harvest, run.batch)
     sae = part(lambda n, seed: SparseAutoencoder(subject.d_model, n, TopK(run.k), seed), run.n_latents, group)
     config = TrainConfig(
         run.tokens,

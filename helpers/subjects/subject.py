@@ -42,6 +42,11 @@ SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for; no 
     "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b", "gemma": GEMMA.name},
     "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
 }
+CONTEXTS = {  # tokens a row that a dictionary of one model reads, by a notebook's `subject` and scale
+    "embedded": {"smoke": 64, "laptop": 128, "paper": 64},
+    "hub": {"smoke": 64, "laptop": 64, "paper": 64},  # of GPT-2 in the paper: Gao et al. 2024, section 2.1
+    "gemma": {"smoke": 64, "laptop": 128, "paper": 1024},  # of Gemma Scope 2
+}
 CHAT_MARK = {"gemma2-base": "", "gemma2-chat": "-it"}  # how Google names the models of a pair
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_shelf import TINY
 
 from helpers.dictionaries import sweeps
-from helpers.dictionaries.collection import PLANS
+from helpers.dictionaries.collection import PLANS, TrainedSAEs
 
 
 def test_groups_by_hand(open_shelf):
@@ -43,7 +43,21 @@ def test_the_plan_the_seeds_and_the_harvest_are_its_settings(open_shelf):
     shelf = open_shelf(seeds=2)
     harvest = {"context": TINY.context, "normalisation": "unit", "drop": "special", "special_ids": [256, 257]}
     assert shelf.settings == dataclasses.asdict(TINY) | {"seeds": [3, 4], "harvest": harvest | {"head": None}}
-    assert open_shelf("reference", seeds=1).plan == PLANS["reference"]
+    assert open_shelf("reference", seeds=1).plan == dataclasses.replace(PLANS["reference"], context=TINY.context)
+
+
+@pytest.mark.parametrize(
+    "subject, contexts",
+    [("embedded", [64, 128, 128, 128, 64]), ("hub", [64] * 5), ("gemma", [64, 128, 128, 128, 1024])],
+)
+def test_rows_are_as_long_as_the_subject_asks(subject, contexts):
+    plans = ["smoke", "laptop", "reference", "frontier", "paper"]
+    assert [TrainedSAEs(plan, subject, [0]).plan.context for plan in plans] == contexts
+
+
+def test_an_unknown_subject_is_refused_at_once():
+    with pytest.raises(ValueError, match='no subject "gpt2" of family "gpt2": use embedded or hub or gemma'):
+        TrainedSAEs("smoke", "gpt2", [0])
 
 
 def test_heldout_text_is_the_same_for_rows_and_activations(open_shelf):

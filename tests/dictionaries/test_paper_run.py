@@ -28,7 +28,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(subject_module, "subject_for", lambda *_: save_tiny(tmp_path / "model", "gpt2"))
     text = TokenStream(np.arange(2000) % 250, np.array([0]), [], {})
     monkeypatch.setattr("helpers.text.documents.text_for", lambda *_: text)
-    monkeypatch.setattr(paper_run, "CONTEXT", 8)
+    monkeypatch.setitem(subject_module.CONTEXTS["hub"], "paper", 8)
     return lambda: paper_run.main(["tiny", str(tmp_path / "state" / "training.safetensors")])
 
 
