@@ -50,7 +50,7 @@ CONTEXTS = {  # tokens a row that a dictionary of one model reads, by a notebook
 CHAT_MARK = {"gemma2-base": "", "gemma2-chat": "-it"}  # how Google names the models of a pair
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Subject:
     """A frozen language model and its site. Token ids are integers (B, T), residuals float32 (B, T, d_model),
     logits float32 (B, T, n_vocab).
@@ -68,7 +68,7 @@ class Subject:
     device: torch.device
     dtype: torch.dtype  # what the model computes in
     files: Pretrained
-    _held: list[TransformerBridge]  # one, of the first blocks alone until more is asked for
+    _held: TransformerBridge  # of the first blocks alone until more is asked for
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -77,9 +77,9 @@ class Subject:
     @property
     def bridge(self) -> TransformerBridge:
         """The whole model. It is read when first asked for, as a harvest can do without the blocks above the site."""
-        if len(self._held[0].blocks) < self.n_layers:
-            self._held[0] = _bridge(self.files.model.to(self.device))
-        return self._held[0]
+        if len(self._held.blocks) < self.n_layers:
+            self._held = _bridge(self.files.model.to(self.device))
+        return self._held
 
     @property
     def model(self) -> PreTrainedModel:
@@ -165,7 +165,7 @@ class Subject:
 
         # not stop_at_layer, which gives logits and not residuals after the last block
         with contextlib.suppress(_AtSite):
-            self._run(self._held[0], tokens, stop)
+            self._run(self._held, tokens, stop)
         residuals = found[0].float()
         what = f"activations of {self.name} at {self.site}"
         require_finite(residuals, what, "check the weights, or load in float32")
@@ -314,7 +314,7 @@ def load_subject(
         device=model.device,
         dtype=model.dtype,
         files=files,
-        _held=[_bridge(model)],
+        _held=_bridge(model),
     )
 
 
