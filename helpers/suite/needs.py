@@ -6,14 +6,17 @@ other subjects than the embedded ones, so for these the stored run's are carried
     minutes   set-up and figures + w * training + m * (harvest and the rest)
     GB        w * the stored run's + the models' weights
 
-w is the ratio of widths, m that of weights in the blocks up to the site.
+w is the ratio of widths, m that of weights in the blocks up to the site. Of other scales stands what a notebook states.
 """
 
+import ast
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pandas as pd
 import torch
 from torch import nn
@@ -47,14 +50,24 @@ def write_page() -> None:
 
 def filled_page(text: str, results: Path = RESULTS) -> str:
     """NEEDS.md's text with what is between its markers made anew."""
-    parts = {"needs": needs(results), "plan": planned(), "steps": steps(results)}
+    parts = {"needs": needs(results), "papers": papers(), "plan": planned(), "steps": steps(results)}
     return fill_all(text, parts, PAGE.name)
 
 
 def needs(results: Path = RESULTS) -> str:
-    """A row for each notebook: minutes and GB on each subject."""
-    header = ["notebook", "embedded, measured", "gemma, computed", "hub, computed"]
-    return markdown_table(header, [_row(number_of(path), path.name, Path(results)) for path in find()])
+    """A row for each notebook: minutes and GB on each subject at laptop scale, and the budgets of the others."""
+    header = ["notebook", "embedded, measured", "gemma, computed", "hub, computed", "smoke, stated", "paper, stated"]
+    rows = [[*_row(number_of(path), path.name, Path(results)), *stated(path)] for path in find()]
+    return markdown_table(header, rows)
+
+
+def stated(path: Path) -> list[str]:
+    """What a notebook's budget says of smoke and of paper scale, to the first comma; what it computes is left open."""
+    code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    calls = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    budget = next(call for call in calls if ast.unparse(call.func) == "run.budget")
+    said = {each.arg: ast.unparse(each.value).lstrip("f").strip("'") for each in budget.keywords}
+    return [re.split("[,:]", re.sub("{.*?}", "…", said[scale]))[0] for scale in ("smoke", "paper")]
 
 
 def _row(name: str, file: str, results: Path) -> list[str]:
@@ -100,6 +113,13 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def papers() -> str:
+    """What the papers' own runs would take of one device."""
+    rows = [{"run": name} | plan(run, [1]).reset_index().iloc[0].to_dict() for name, run in PAPERS.items()]
+    table = pd.DataFrame(rows)[["run", "state GB", "memory GB", "seconds", "days"]]
+    return _numbers(table)
+
+
 def planned() -> str:
     """The plan of the 16-million-latent run, a row for each number of processes."""
     table = plan(PAPERS["GPT-4, 16 million"], PROCESSES, H100)
@@ -119,5 +139,8 @@ def steps(results: Path = RESULTS) -> str:
 
 
 def _numbers(table: pd.DataFrame) -> str:
-    cells = [[f"{x:,.3g}" if isinstance(x, float) else f"{x:,}" for x in row] for row in table.itertuples(index=False)]
+    def cell(x: float | int | str) -> str:
+        return x if isinstance(x, str) else f"{x:,.3g}" if isinstance(x, float) else f"{x:,}"
+
+    cells = [[cell(x) for x in row] for row in table.itertuples(index=False)]
     return markdown_table(list(table.columns), cells)

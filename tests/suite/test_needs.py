@@ -7,7 +7,7 @@ import pytest
 from helpers.base.storage import MODELS
 from helpers.subjects.model_files import load_pretrained
 from helpers.suite import needs
-from helpers.suite.needs import PAGE, Sizes, carried_over, filled_page, sizes, steps
+from helpers.suite.needs import PAGE, Sizes, carried_over, filled_page, sizes, stated, steps
 
 SPENT = {"set-up": 0.5, "figures": 0.25, "training": 1.0, "harvest": 2.0, "evaluation and the rest": 3.0}
 
@@ -35,7 +35,18 @@ def test_sizes_are_those_of_the_weights(name):
 
 
 def test_a_notebook_that_nobody_ran_says_so(tmp_path):
-    assert needs.needs(tmp_path).splitlines()[2] == "| [00](00_tour.ipynb) | not run | not run | not run |"
+    row = needs.needs(tmp_path).splitlines()[2]
+    assert row.startswith("| [00](00_tour.ipynb) | not run | not run | not run | ")
+
+
+def test_a_notebook_states_its_other_scales(write_notebook):
+    budget = 'run.budget(smoke="20 s: a miniature", laptop="5 min, 9 without", paper=f"about {hours} days, resumable")'
+    assert stated(write_notebook("15_mine", "hours = 3", budget)) == ["20 s", "about … days"]
+
+
+def test_the_papers_own_runs_are_planned_for_one_device():
+    names = [line.split(" | ")[0].strip("| ") for line in needs.papers().splitlines()[2:]]
+    assert names == list(needs.PAPERS)
 
 
 def test_steps_say_how_far_the_plan_was_off(tmp_path):
