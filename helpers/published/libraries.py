@@ -2,7 +2,8 @@
 
     SAELens              cfg.json says nearly all; version 6 keeps places in `metadata`, earlier ones under other names
     sparsify             TopK with W_dec (n, d)
-    dictionary_learning  config.json names the class; TopK and BatchTopK have the same tensors
+    dictionary_learning  config.json names the class, but on the hub, where its fork gives sizes alone; TopK and
+                         BatchTopK have the same tensors
 
 Latents are in the units of the file's own decoder rows; some of these libraries show them times the rows' norms.
 Sources: SAELens 6.54 (saes/, loading/), eai-sparsify 1.3, dictionary_learning 0.1, crosscoder_learning dictionary.py.
@@ -20,6 +21,7 @@ from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.released import layer_normed
 
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
+UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with a threshold"
 CLASSES = {  # of dictionary_learning, by what only they have
     "bias": "AutoEncoder",
     "decoder.bias": "AutoEncoderNew",
@@ -78,15 +80,17 @@ def dictionary_learning(files: Files) -> Published:
     )
     if kind is None and "W_enc" in files:
         kind = "JumpReluAutoEncoder"
-    if kind is None and "threshold" in files:
+    published = kind is None and "threshold" in files and "activation_dim" in trainer  # by the fork, on the hub
+    if kind is None and "threshold" in files and not published:
         raise ValueError(
             f"{files.path} is an AutoEncoderTopK or a BatchTopKSAE, whose tensors are the same: put its config.json "
             'beside it, or one that says {"dict_class": "BatchTopKSAE"}'
         )
-    origin = _dictionary_learning_origin(files, kind or "AutoEncoderTopK", trainer)
-    sae, caution = _of_class(files, kind or "AutoEncoderTopK", trainer)
+    kind = kind or ("BatchTopKSAE" if published else "AutoEncoderTopK")
+    origin = _dictionary_learning_origin(files, kind, trainer)
+    sae, caution = _of_class(files, kind, trainer)
     files.agree(trainer, {"activation_dim": sae.d_model, "dict_size": sae.n_latents})
-    return Published(sae, origin.with_inputs(origin.inputs, caution))
+    return Published(sae, origin.with_inputs(origin.inputs, caution or (UNNAMED if published else "")))
 
 
 def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:

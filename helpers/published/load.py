@@ -40,7 +40,10 @@ LAYOUTS = (  # the first that fits
     Layout("sparsify", lambda f: "encoder.weight" in f and "W_dec" in f, sparsify),
     Layout(
         "dictionary_learning",
-        lambda f: "encoder.weight" in f or ("W_enc" in f and (f.path.suffix == ".pt" or "trainer" in f.settings)),
+        lambda f: (
+            "encoder.weight" in f
+            or ("W_enc" in f and (f.path.suffix == ".pt" or not {"trainer", "activation_dim"}.isdisjoint(f.settings)))
+        ),
         dictionary_learning,
     ),
 )

@@ -194,6 +194,17 @@ def test_topk_and_batchtopk_have_the_same_tensors_and_the_class_decides(tmp_path
         load_dictionary(put(tmp_path, "ae.pt", t))
 
 
+def test_what_the_fork_publishes_on_the_hub_names_no_class(tmp_path):
+    """model.safetensors, and of the constructor's arguments what is JSON."""
+    t, sizes = linear(b_dec=random(D), k=K, threshold=THRESHOLD), {"activation_dim": D, "dict_size": N}
+    published = load_dictionary(put(tmp_path / "a", "model.safetensors", t, sizes | {"k": 3}).parent)
+    a = (X - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
+    torch.testing.assert_close(published.encode(X), a.relu() * (a > 1.5), rtol=1e-5, atol=1e-5)
+    assert "dictionary_learning BatchTopKSAE" in str(published) and "its class is not said" in str(published)
+    put(tmp_path / "b", "model.safetensors", lens(threshold=random(N, seed=3)), sizes)
+    assert load_dictionary(tmp_path / "b").origin.kind == "dictionary_learning JumpReluAutoEncoder"
+
+
 def test_topk_from_before_there_was_a_threshold(tmp_path):
     t = linear(b_dec=random(D))
     published = load_dictionary(put(tmp_path, "ae.pt", t, trainer("AutoEncoderTopK", k=3)))
