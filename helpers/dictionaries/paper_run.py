@@ -68,11 +68,7 @@ def _free_bytes(gpu: bool) -> float:
 
 
 def _train(run: Run, options: argparse.Namespace, group: dist.ProcessGroup) -> Trained:
-    from helpers.subjects.subject import (
-        CONTEXTS,
-        load_subject,
-        subject_for,
-    )  # slow, and not needed to say what a run takes
+    from helpers.subjects.subject import CONTEXTS, load_subject, subject_for  # slow, and not needed up to here
     from helpers.text.documents import text_for
 
     subject = load_subject(subject_for(options.subject))
