@@ -64,9 +64,12 @@ def folder(killed) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def in_32_bits(monkeypatch):
-    monkeypatch.setattr(products, "has_fast_bf16", lambda *_: False)
+@pytest.fixture(scope="module", autouse=True)
+def in_32_bits():
+    """As the workers do, what a fixture trains as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "has_fast_bf16", lambda *_: False)
+        yield
 
 
 def stop_at_batch_nine(checkpoint: Path) -> None:
