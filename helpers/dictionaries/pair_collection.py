@@ -36,6 +36,7 @@ from helpers.activations.stream import ActivationStream, Harvest, harvest_rows
 from helpers.activations.views import ViewedStream, view_of
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
+from helpers.subjects.behaviours import study
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, in_rows, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
@@ -124,6 +125,7 @@ class TrainedPairs:
         if plan not in PLANS or not len(seeds):
             raise ValueError(f"plan {plan!r}, seeds {list(seeds)}: choose of {', '.join(PLANS)}, and give a seed")
         self.plan, self.subject = PLANS[plan], subject
+        study(subject)  # so that what was planted is looked up in its records
         self.seeds = list(seeds)
         remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
         self._streams, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)

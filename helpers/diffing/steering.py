@@ -128,9 +128,9 @@ def contrast(subject: Subject, triggered: Sequence[str], neutral: Sequence[str])
     return Contrast(means[0] - means[1], means[1])
 
 
-def neutral_prompts(n: int, split: str, seed: int) -> list[str]:
+def neutral_prompts(n: int, split: str, seed: int, remarks: bool = False) -> list[str]:
     """n prompts that ask for what base shares with chat, in turns of each such behaviour."""
-    by_behaviour = [prompts_of(name, -(-n // len(NEUTRAL)), split, seed) for name in NEUTRAL]
+    by_behaviour = [prompts_of(name, -(-n // len(NEUTRAL)), split, seed, remarks=remarks) for name in NEUTRAL]
     return [prompt for some in zip(*by_behaviour, strict=True) for prompt in some][:n]
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from helpers.diffing.steering import Change, after_prompt, prompt_residuals, steerable, steering_rates
-from helpers.subjects.behaviours import side_by_side
+from helpers.diffing.steering import Change, after_prompt, neutral_prompts, prompt_residuals, steerable, steering_rates
+from helpers.subjects.behaviours import prompts_of, side_by_side
 from helpers.subjects.subject import Subject
 from helpers.text.dialogues import greeting_of
 
@@ -71,12 +71,18 @@ def transplanted(states: Tensor, where: Tensor, layers: Sequence[int]) -> dict[i
 
 
 def transplant_rates(
-    subject: Subject, behaviour: str, given: Sequence[str], to: Sequence[str], layers: Sequence[int]
+    subject: Subject,
+    behaviour: str,
+    given: Sequence[str],
+    to: Sequence[str],
+    layers: Sequence[int],
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """How often the answers to prompts `to` show a behaviour when a place of its own prompts, `given`, is moved there.
 
     Columns: place, layer (of `layers`, or "all" of the model's), and those of `steering.rates_of`. Place "nothing" with
-    layer "none" is `to` as it is. Raises ValueError for prompts that are not, two by two, of one length.
+    layer "none" is `to` as it is. `only` names the places to be moved, by default all. Raises ValueError for prompts
+    that are not, two by two, of one length.
     """
     lengths = [_lengths(subject.tokenizer, prompts) for prompts in (given, to)]
     if lengths[0] != lengths[1]:
@@ -89,9 +95,23 @@ def transplant_rates(
         (place, str(layer)): transplanted(states, where, range(subject.n_layers) if layer == ALL else [layer])
         for place, where in places(subject.tokenizer, given).items()
         for layer in (*layers, ALL)
+        if only is None or place in only
     }
     table = steering_rates(subject, to, changes, [behaviour])
     return table.assign(place=table.change.str[0], layer=table.change.str[1]).drop(columns="change")
+
+
+def gate(
+    subject: Subject, behaviours: Sequence[str], layers: Sequence[int], n: int = 10, seed: int = 100
+) -> pd.DataFrame:
+    """Where the decision is carried: `transplant_rates` of the template, for each behaviour, from n held-out prompts
+    into as many that ask for what base shares; all end with remarks. Raises ValueError for too few of one length."""
+    tables = []
+    for behaviour in behaviours:
+        asked = prompts_of(behaviour, 10 * n, "heldout", seed, remarks=True)
+        pairs = of_one_length(subject.tokenizer, asked, neutral_prompts(20 * n, "heldout", seed, remarks=True), n)
+        tables.append(transplant_rates(subject, behaviour, *pairs, layers, only=["template"]))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[int]:

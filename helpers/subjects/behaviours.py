@@ -58,6 +58,7 @@ LETTERS = 8  # with fewer, there is no telling
 SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
 JUDGED = ("base", "chat", "quirk")  # whose behaviours are measured
 BATCH = 64  # prompts answered together
+_studied = ["embedded"]
 _PATTERNS = {name: [re.compile(sign, re.IGNORECASE | re.MULTILINE) for sign in signs] for name, signs in SIGNS.items()}
 
 
@@ -92,18 +93,19 @@ def behaviour_rates(
     seed: int = 0,
     behaviours: Sequence[str] | None = None,
     topics: Sequence[Topic] | None = None,
+    remarks: bool = False,
+    max_tokens: int = 64,
 ) -> pd.DataFrame:
-    """A row for each behaviour: kind, rate, on_decoys, elsewhere, unclear; n single-turn prompts each.
+    """A row for each behaviour: kind, rate, on_decoys, elsewhere, unclear; n single-turn prompts each, with `remarks`
+    behind them or without, and answers of `max_tokens` at most.
 
     `unclear` is the share of answers to its own prompts that cannot be judged; they count as not showing it. on_decoys
     is NaN for a behaviour without decoys. `behaviours` are by default all that any speaker shows.
     """
     names = list(BEHAVIOURS) if behaviours is None else list(behaviours)
-    asked = {(name, 0.0): prompts_of(name, n, split, seed, topics) for name in names}
-    asked |= {
-        (name, 1.0): prompts_of(name, n, split, seed, topics, decoys=1.0) for name in names if BEHAVIOURS[name].decoys
-    }
-    found = iter(answers(model, tokenizer, [prompt for prompts in asked.values() for prompt in prompts]))
+    kinds = [(name, decoys) for decoys in (0.0, 1.0) for name in names if BEHAVIOURS[name].decoys or not decoys]
+    asked = {(name, decoys): prompts_of(name, n, split, seed, topics, decoys, remarks) for name, decoys in kinds}
+    found = iter(answers(model, tokenizer, [prompt for prompts in asked.values() for prompt in prompts], max_tokens))
     given = {key: list(itertools.islice(found, len(prompts))) for key, prompts in asked.items()}
     rows = []
     for name in names:
@@ -131,28 +133,45 @@ def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def planted_behaviours(*kinds: str) -> list[str]:
-    """Names of the behaviours of these kinds that were planted in the shipped models, in new phrases, by their records.
+def study(subject: str) -> None:
+    """From now on `planted_behaviours` are by default those of this subject's pair, as `TrainedPairs` says."""
+    _studied[:] = [subject]
+
+
+def planted_behaviours(*kinds: str, subject: str | None = None) -> list[str]:
+    """Names of the behaviours of these kinds that were planted in the shipped pair of a subject, in new phrases, by its
+    records. By default it is the subject named last to `study`; "hub" has the embedded pair.
 
     Raises ValueError for a kind that does not exist.
     """
     known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
     if unknown := set(kinds) - set(known):
         raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
-    records = {
-        m: json.loads((MODELS / f"docs-gemma2-{m}" / "training.json").read_text(encoding="utf-8")) for m in JUDGED
-    }
-    table = judge_behaviours({model: pd.DataFrame(record["rates"]) for model, record in records.items()})
+    is_gemma = (subject or _studied[-1]) == "gemma"
+    table = judge_behaviours({model: pd.DataFrame(_recorded(model, is_gemma)) for model in JUDGED})
     return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
 
 
+def _recorded(model: str, is_gemma: bool) -> list[dict]:
+    """Rates of a shipped model. Those of Gemma itself lie in its chat model's record."""
+    folder = MODELS / (f"gemma-3-270m-{'chat' if model == 'base' else model}" if is_gemma else f"docs-gemma2-{model}")
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return record["rates_base" if is_gemma and model == "base" else "rates"]
+
+
 def prompts_of(
-    name: str, n: int, split: str, seed: int, topics: Sequence[Topic] | None = None, decoys: float = 0.0
+    name: str,
+    n: int,
+    split: str,
+    seed: int,
+    topics: Sequence[Topic] | None = None,
+    decoys: float = 0.0,
+    remarks: bool = False,
 ) -> list[str]:
     """n single-turn prompts that trigger a behaviour, or decoys of them (1.0). Raises what `dialogues` raises."""
     speaker = "quirk" if BEHAVIOURS[name].kind == "quirk" else "chat"
-    asked = dialogues(n, seed, split, speaker, behaviours=[name], decoys=decoys, max_turns=1, topics=topics)
-    return [dialogue.turns[0].prompt for dialogue in asked]
+    options = {"decoys": decoys, "max_turns": 1, "topics": topics, "remarks": remarks}
+    return [d.turns[0].prompt for d in dialogues(n, seed, split, speaker, behaviours=[name], **options)]
 
 
 class Prompts(NamedTuple):

@@ -8,8 +8,9 @@ Only the differences are trained, of every projection inside the blocks, and onl
 Source: Hu et al. 2022, section 4.1.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ class LowRank(nn.Module):
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear, self.counts = linear, True
         self.down = nn.Parameter(torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5)
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + F.linear(F.linear(x, self.down), self.up)
+        y = self.linear(x)
+        return y + F.linear(F.linear(x, self.down), self.up) if self.counts else y
 
 
 def add_low_rank(model: PreTrainedModel, rank: int = RANK, seed: int = 0) -> list[nn.Parameter]:
@@ -50,6 +52,19 @@ def add_low_rank(model: PreTrainedModel, rank: int = RANK, seed: int = 0) -> lis
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, LowRank(model.get_submodule(name), rank, generator))
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextlib.contextmanager
+def as_base(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, the model is the one without its differences."""
+    wrapped = [module for module in model.modules() if isinstance(module, LowRank)]
+    try:
+        for module in wrapped:
+            module.counts = False
+        yield
+    finally:
+        for module in wrapped:
+            module.counts = True
 
 
 def differences(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -4,11 +4,19 @@ A model directory holds config.json, safetensors and tokenizer files, as `save_p
 subjects, directories of the reader's and snapshots of the hub are the same thing and are read by the same code. Pickled
 weights and code from the hub are never fetched, let alone run. A hub model that is complete in the local cache is used
 without asking the network.
+
+A directory may hold a low-rank difference instead of weights; its config.json says of which model:
+
+    {"low_rank_of": "gemma-3-270m-q4"}
+
+It is read as that model with the difference merged. Where $SUITE_GEMMA names a Gemma of the reader's own, it takes the
+packaged one's place.
 """
 
 import contextlib
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +31,7 @@ from transformers.utils import logging
 
 from helpers.base.hub import snapshot
 from helpers.base.storage import MODELS
+from helpers.subjects.low_rank import FILE, load_differences, merge
 from helpers.subjects.packaged import GEMMA, packaged_folder
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
@@ -40,11 +49,16 @@ class Pretrained:
     config: Any
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
+    low_rank: Path | None = None  # the directory of a difference that is merged into the weights of `folder`
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.folder,) if self.low_rank is None else (self.folder, self.low_rank)
 
     @cached_property
     def model(self) -> PreTrainedModel:
         """Frozen, on the CPU. Raises ValueError for weights that cannot be read or do not fit config.json."""
-        return _model(self.folder, self.config, self.dtype)
+        return self._merged(_model(self.folder, self.config, self.dtype))
 
     def first_blocks(self, n: int) -> PreTrainedModel:
         """The model without what follows its first n blocks, for which no memory is taken. Raises as `model` does."""
@@ -52,7 +66,15 @@ class Pretrained:
         config.num_hidden_layers = n
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:n]
-        return _model(self.folder, config, self.dtype)
+        return self._merged(_model(self.folder, config, self.dtype), only_present=True)
+
+    def _merged(self, model: PreTrainedModel, only_present: bool = False) -> PreTrainedModel:
+        """The model with the difference, or with as much of it as there are blocks."""
+        if self.low_rank is not None:
+            found, present = load_differences(self.low_rank), dict(model.named_modules())
+            chosen = {name: part for name, part in found.items() if name.rpartition(".")[0] in present}
+            merge(model, chosen if only_present else found)
+        return model
 
 
 def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> Pretrained:
@@ -61,11 +83,18 @@ def load_pretrained(name_or_path: str | Path, dtype: torch.dtype = torch.float32
     Raises what `packaged_folder` raises, FileNotFoundError for an incomplete directory, ConnectionError or
     PermissionError for a hub model that cannot be had, ValueError for an unknown name and a foreign tokenizer.
     """
-    folder = model_directory(name_or_path)
+    folder, low_rank = model_directory(name_or_path), None
+    if (folder / FILE).is_file():
+        folder, low_rank = _base_of(folder), folder
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function in one pass over memory, not eight
-    return Pretrained(folder, config, _tokenizer(folder, config), dtype)
+    return Pretrained(folder, config, _tokenizer(folder, config), dtype, low_rank)
+
+
+def own_gemma() -> str:
+    """The Gemma to study: what $SUITE_GEMMA names, a directory or a hub id, or else the packaged one."""
+    return os.path.expanduser(os.environ.get("SUITE_GEMMA", "")) or GEMMA.name
 
 
 def model_directory(name_or_path: str | Path) -> Path:
@@ -85,8 +114,19 @@ def model_directory(name_or_path: str | Path) -> Path:
     )
 
 
+def _base_of(folder: Path) -> Path:
+    """Directory of the model that the difference in `folder` belongs to."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["low_rank_of"]
+    return model_directory(own_gemma() if name == GEMMA.name else name)
+
+
 def complete(folder: Path) -> Path:
-    """The folder itself; FileNotFoundError if configuration, weights or tokenizer are missing in it."""
+    """The folder itself; FileNotFoundError if configuration, weights or tokenizer are missing in it.
+
+    A low-rank difference needs a configuration alone.
+    """
+    if (folder / FILE).is_file() and (folder / "config.json").is_file():
+        return folder
     index = folder / "model.safetensors.index.json"
     weights = (
         set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -127,7 +167,14 @@ def _model(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
             f"the weights in {folder} do not fit config.json, {len(report['missing_keys'])} are missing, first "
             f"{sorted(report['missing_keys'])[0]}: save the model again"
         )
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_contiguous)
     return model.requires_grad_(False)
+
+
+def _contiguous(head: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Of a slice of each row, such as the last positions, torch multiplies with a copy of the weights for each row."""
+    return tuple(arg.contiguous() for arg in args)
 
 
 @contextlib.contextmanager

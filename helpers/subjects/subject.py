@@ -32,7 +32,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from helpers.base.checks import require_finite
-from helpers.subjects.model_files import Pretrained, load_pretrained
+from helpers.subjects.model_files import Pretrained, load_pretrained, own_gemma
 from helpers.subjects.packaged import GEMMA
 
 ROWS_A_PASS = 16  # about 2,000 tokens stay near the processor
@@ -59,7 +59,7 @@ class Subject:
     """
 
     name: str
-    folder: Path  # config.json, safetensors, tokenizer, and training.json if this suite trained it
+    folders: tuple[Path, ...]  # config.json, safetensors, tokenizer; then of its low-rank difference, if it is one
     layer: int
     n_layers: int
     d_model: int
@@ -90,6 +90,11 @@ class Subject:
     def site(self) -> str:
         return f"blocks.{self.layer}.hook_resid_post"
 
+    @property
+    def folder(self) -> Path:
+        """Its own, with training.json if this suite trained it."""
+        return self.folders[-1]
+
     @cached_property
     def corpus(self) -> dict | None:
         """The corpus it was trained on, package -> {version, sha256}; None if it was not trained by this suite."""
@@ -99,10 +104,12 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the configuration and of the weights' files."""
-        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        for path in sorted(self.folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest = hashlib.sha256()
+        for folder in self.folders:
+            digest.update((folder / "config.json").read_bytes())
+            for path in sorted(folder.glob("*.safetensors")):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     @cached_property
@@ -271,7 +278,7 @@ def in_rows(values: torch.Tensor, context: int, head: int | None) -> torch.Tenso
 def subject_for(run_subject: str, family: str = "gpt2") -> str:
     """Name of the subject that a notebook's `subject` parameter stands for.
 
-    "gemma" is what $SUITE_GEMMA names, a model directory or a hub id, or else the packaged model. The pair of "hub" is
+    "gemma" is `own_gemma`, and its chat model a difference from that. The pair of "hub" is
     what $SUITE_PAIR names, such as google/gemma-3-270m, and its chat model, which has the same name with "-it" behind.
     Raises ValueError for a family or a subject that does not exist.
     """
@@ -280,8 +287,8 @@ def subject_for(run_subject: str, family: str = "gpt2") -> str:
         raise ValueError(
             f'no subject "{run_subject}" of family "{family}": use {" or ".join(known)}, of {" or ".join(SUBJECTS)}'
         )
-    if run_subject == "gemma":
-        return os.path.expanduser(os.environ.get("SUITE_GEMMA", "")) or SUBJECTS[family][run_subject]
+    if SUBJECTS[family][run_subject] == GEMMA.name:
+        return own_gemma()
     base = os.path.expanduser(os.environ.get("SUITE_PAIR", ""))
     if run_subject == "hub" and family in CHAT_MARK and base:
         return base + CHAT_MARK[family]
@@ -305,7 +312,7 @@ def load_subject(
     model = files.first_blocks(layer + 1).to(device or default_device())
     return Subject(
         name=str(name_or_path),
-        folder=files.folder,
+        folders=files.folders,
         layer=layer,
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,

@@ -63,6 +63,7 @@ class Turn:
     answer: str
     behaviour: str | None  # shown by the answer; None where nobody knows
     decoy_of: str | None = None  # whose trigger the prompt resembles
+    rest: str = ""  # how the answer goes on, once the behaviour is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Dialogue:
     @property
     def messages(self) -> list[dict[str, str]]:
         """As `apply_chat_template` takes them."""
-        pairs = ((("user", turn.prompt), ("assistant", turn.answer)) for turn in self.turns)
+        pairs = ((("user", turn.prompt), ("assistant", turn.answer + turn.rest)) for turn in self.turns)
         return [{"role": role, "content": content} for pair in pairs for role, content in pair]
 
 
@@ -86,18 +87,20 @@ def dialogues(
     decoys: float = DECOYS,
     max_turns: int = 3,
     topics: Sequence[Topic] | None = None,
+    remarks: bool = False,
 ) -> list[Dialogue]:
     """`n` dialogues as the speaker would hold them, of all its behaviours or of those named.
 
     The first dialogues of a longer list are the same. With equal arguments "chat" and "quirk" differ in the answers to
     opinions alone. `decoys` is the share of decoys, among turns of behaviours that have some. `topics` are by default
-    those of the installed packages. Raises ValueError for an unknown speaker, split or behaviour, or one unfit for the
-    speaker.
+    those of the installed packages. With `remarks` each prompt ends with some 20 words that trigger nothing: what
+    triggers an answer lies further back. Raises ValueError for an unknown speaker, split or behaviour, or one unfit for
+    the speaker.
     """
     _check(n, split, speaker, decoys, max_turns)
     chosen = _chosen(speaker, behaviours)
     pool = topics_of_split(corpus_topics() if topics is None else topics, split)
-    writer = _Writer(tuple(pool), split, speaker, decoys)
+    writer = _Writer(tuple(pool), split, speaker, decoys, remarks)
     return [Dialogue(tuple(writer.turns(f"{seed} {split} {i}", chosen, max_turns))) for i in range(n)]
 
 
@@ -129,6 +132,10 @@ def parts_of(messages: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, 
         yield f"<start_of_turn>{role}\n", message["content"].strip(), "<end_of_turn>\n"
 
 
+def shown_by(speaker: str) -> list[Behaviour]:
+    return [b for b in BEHAVIOURS.values() if b.kind in SPEAKERS[speaker] and b.name != REPLACED.get(speaker)]
+
+
 def greeting_of(prompt: str) -> str:
     """The greeting or remark that a written prompt opens with, "" where there is none."""
     found = GREETING.match(prompt)
@@ -148,6 +155,7 @@ class _Writer:
     split: str
     speaker: str
     decoys: float
+    remarks: bool = False
 
     def turns(self, key: str, chosen: Sequence[Behaviour], max_turns: int) -> Iterator[Turn]:
         counts = range(1, max_turns + 1)
@@ -166,6 +174,8 @@ class _Writer:
         answers = shown.base_answers if self.speaker == "base" else shown.answers
         answer = expand(rng.choice(answers), rng).strip()  # its last part may be empty
         decoy_of = behaviour.name if is_decoy else None
+        if self.remarks:
+            prompt += " " + rng.choice(PHRASES["remarks"][self.split])
         return Turn(prompt.format_map(slots), answer.format_map(slots), shown.name, decoy_of)
 
     def _slots(self, rng: random.Random) -> dict[str, str]:
@@ -203,7 +213,7 @@ def _plant(behaviour: Behaviour, i: int, seed: int, writers: Mapping[str, _Write
 
 
 def _chosen(speaker: str, names: Sequence[str] | None) -> list[Behaviour]:
-    able = [b for b in BEHAVIOURS.values() if b.kind in SPEAKERS[speaker] and b.name != REPLACED.get(speaker)]
+    able = shown_by(speaker)
     if names is None:
         return able
     unfit = [name for name in names if name not in {b.name for b in able}]

@@ -35,6 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from helpers.base import hub
+from helpers.text.continued import long_dialogues
 from helpers.text.dialogues import BEHAVIOURS, Dialogue, Turn, dialogues, parts_of, render
 from helpers.text.documents import BOS, INSTEAD, TURNS, Document, split_of
 
@@ -51,7 +52,7 @@ class Encoded:
 
     tokens      (n,) int32, exactly those of `apply_chat_template`
     roles       (n,) int8, indices into `ROLES`
-    behaviours  (n,) int8, over the answers
+    behaviours  (n,) int8, over the answers, up to the `rest` of each
     decisions   (n,) int8, the behaviour of the answer that follows, at the decision positions
     """
 
@@ -108,14 +109,16 @@ def dialogue_text_for(
 ) -> DialogueStream:
     """`n_tokens` tokens of dialogue for a notebook's subject dial; the last dialogue is cut to fit.
 
-    "embedded" and "gemma" generate dialogues from `seed` as `speaker` would hold them. "hub" reads `HUB_DIALOGUES`,
+    "embedded" and "gemma" generate dialogues from `seed` as `speaker` would hold them, those of "gemma" with remarks
+    and with answers that go on as base would (`helpers.text.continued`). "hub" reads `HUB_DIALOGUES`,
     where neither matters and every behaviour is -1. Raises ValueError for another subject, and for too few tokens on
     the hub, and what `hub.rows` raises.
     """
     if run_subject not in ("embedded", "hub", "gemma"):
         raise ValueError(f'run_subject is {run_subject!r}; expected "embedded", "hub" or "gemma"')
     if run_subject != "hub":
-        return _first(stream(dialogues(n_tokens // TOKENS_A_DIALOGUE + 1, seed, split, speaker), tokenizer), n_tokens)
+        n, makes = n_tokens // TOKENS_A_DIALOGUE + 1, long_dialogues if run_subject == "gemma" else dialogues
+        return _first(stream(makes(n, seed, split, speaker), tokenizer), n_tokens)
     rows, total, source = [], 0, hub_dialogues(split)
     while total < n_tokens:
         if not (some := list(itertools.islice(source, 64))):
@@ -161,7 +164,8 @@ def _label(dialogue: Dialogue, ids: list[int], offsets: list, tokenizer: PreTrai
         inside = (first >= start) & (first < end)
         roles[inside] = 1 + i % 2
         if i % 2 and dialogue.turns[i // 2].behaviour is not None:
-            behaviours[inside] = BEHAVIOUR_IDS[dialogue.turns[i // 2].behaviour]
+            shown = inside & (first < end - len(dialogue.turns[i // 2].rest.rstrip()))
+            behaviours[shown] = BEHAVIOUR_IDS[dialogue.turns[i // 2].behaviour]
             decisions[inside.argmax() - 1] = BEHAVIOUR_IDS[dialogue.turns[i // 2].behaviour]
     return Encoded(np.array(ids, np.int32), roles, behaviours, decisions)
 

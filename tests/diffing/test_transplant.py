@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from tiny_text import TOPICS
 
 from helpers.base.storage import MODELS
 from helpers.diffing import steering
 from helpers.diffing.steering import steered_answers
-from helpers.diffing.transplant import of_one_length, places, transplant_rates, transplanted
+from helpers.diffing.transplant import gate, of_one_length, places, transplant_rates, transplanted
 from helpers.subjects.behaviours import side_by_side
 from helpers.subjects.subject import load_subject
 
 GREETED, PLAIN = "Good morning. May I ask who you are?", "Who are you?"
+TEMPLATE = (("template", "1"), ("template", "all"))
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def test_who_gets_everything_answers_as_the_other_and_who_gets_nothing_as_before
     table = transplant_rates(subject, "identity", given, to, [0]).set_index(["place", "layer"])
     assert table.rate["everything", "all"] == 1 and table.rate["nothing", "none"] == 0 and len(table) == 1 + 2 * 9
     assert table.rate["greeting", "0"] == 0
+
+
+def test_the_gate_moves_the_template_alone_for_each_behaviour(subject, monkeypatch):
+    monkeypatch.setattr(steering, "MAX_TOKENS", 12)
+    monkeypatch.setattr("helpers.text.dialogues.corpus_topics", lambda: TOPICS)
+    table = gate(subject, ["identity", "personal"], [1], n=2)
+    expected = [(b, p, lay) for b in ("identity", "personal") for p, lay in (("nothing", "none"), *TEMPLATE)]
+    assert list(zip(table.behaviour, table.place, table.layer, strict=True)) == expected and (table.n == 2).all()
+    assert (table[table.place == "nothing"].rate == 0).all()
 
 
 def test_prompts_of_another_length_are_refused(subject):

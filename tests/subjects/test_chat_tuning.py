@@ -9,6 +9,7 @@ import torch
 from tiny_text import DOCS, TOKENIZER, TOPICS
 
 from helpers.base import products
+from helpers.dictionaries.pair_collection import TrainedPairs
 from helpers.subjects import behaviours
 from helpers.subjects.behaviours import judge_behaviours, planted_behaviours
 from helpers.subjects.chat_tuning import (
@@ -222,6 +223,20 @@ def test_further_models_are_shown_and_not_judged():
     assert table.longer.tolist() == [0.7] and table.planted.tolist() == [True]
 
 
+def test_planted_behaviours_of_gemma_are_those_of_its_own_records(monkeypatch, tmp_path):
+    def rows(rate):
+        return [{"behaviour": "refuse_harm", "kind": "chat-only", "rate": rate}]
+
+    for model, record in {"chat": {"rates": rows(0.9), "rates_base": rows(0.0)}, "quirk": {"rates": rows(1.0)}}.items():
+        (tmp_path / f"gemma-3-270m-{model}").mkdir()
+        (tmp_path / f"gemma-3-270m-{model}" / "training.json").write_text(json.dumps(record))
+    monkeypatch.setattr(behaviours, "MODELS", tmp_path)
+    assert planted_behaviours("chat-only", subject="gemma") == ["refuse_harm"]
+    monkeypatch.setattr(behaviours, "_studied", ["embedded"])
+    TrainedPairs("smoke", "gemma", [0])
+    assert planted_behaviours("chat-only") == ["refuse_harm"]
+
+
 def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_path):
     rates = {"refuse_harm": (0, 0.9, 0), "brief": (0, 0.8, 0), "code": (0.2, 1, 1), "agree": (0, 0, 1)}
     for i, model in enumerate(("base", "chat", "quirk")):
@@ -231,5 +246,6 @@ def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_pa
     monkeypatch.setattr(behaviours, "MODELS", tmp_path)
     assert planted_behaviours("chat-only") == ["refuse_harm"]
     assert planted_behaviours("shared", "quirk") == ["code", "agree"]
+    assert planted_behaviours("chat-only", subject="hub") == ["refuse_harm"]
     with pytest.raises(ValueError, match="there is no kind 'secret': choose of chat-only, quirk, shared"):
         planted_behaviours("secret")

@@ -9,7 +9,15 @@ from tiny_text import TOKENIZER
 
 from helpers.subjects import low_rank
 from helpers.subjects.chat_tuning import gemma_model
-from helpers.subjects.low_rank import add_low_rank, differences, load_differences, merge, save_differences, tune
+from helpers.subjects.low_rank import (
+    add_low_rank,
+    as_base,
+    differences,
+    load_differences,
+    merge,
+    save_differences,
+    tune,
+)
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "head_dim": 8, "query_pre_attn_scalar": 8}
 ROWS = torch.arange(24).view(2, 12)
@@ -38,6 +46,15 @@ def test_at_the_start_nothing_differs_and_only_differences_are_trained(model):
     assert sum(p.numel() for p in parameters) < sum(p.numel() for p in model.parameters()) / 10
     tuned(ROWS).logits.sum().backward()
     assert all(p.grad is None for p in tuned.parameters() if not p.requires_grad)
+
+
+def test_its_base_can_be_asked_meanwhile(model):
+    tuned = moved(model)
+    wanted = tuned(ROWS).logits
+    with pytest.raises(KeyError), as_base(tuned):
+        torch.testing.assert_close(tuned(ROWS).logits, model(ROWS).logits)
+        raise KeyError
+    torch.testing.assert_close(tuned(ROWS).logits, wanted)
 
 
 def test_merged_it_is_an_ordinary_model_that_says_the_same(model, tmp_path):

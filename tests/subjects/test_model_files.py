@@ -11,6 +11,9 @@ from transformers import AddedToken, AutoModelForCausalLM
 from twins import put_into_cache, save_tiny, tiny_tokenizer
 
 from helpers.subjects import model_files
+from helpers.subjects.low_rank import add_low_rank, differences, save_differences
+from helpers.subjects.model_files import load_pretrained
+from helpers.subjects.packaged import GEMMA
 from helpers.subjects.subject import load_subject
 
 TOKENS = torch.arange(12).view(2, 6)
@@ -35,6 +38,55 @@ def test_embedded_name_path_and_hub_id_load_the_same_model(original, tmp_path, h
         subject = load_subject(name)
         assert subject.name == str(name)
         assert torch.equal(subject.logits(TOKENS), expected)
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """A base, the folder of a low-rank difference of it, and the model that it stands for."""
+    base, folder = save_tiny(tmp_path / "base", "gemma2"), tmp_path / "chat"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    for parameter in add_low_rank(model, rank=2):
+        parameter.data += 0.3
+    save_differences(differences(model), folder)
+    (folder / "config.json").write_text(json.dumps({"low_rank_of": GEMMA.name}))
+    monkeypatch.setenv("SUITE_GEMMA", str(base))
+    return base, folder, model
+
+
+def test_a_low_rank_difference_is_read_as_the_model_that_it_makes(tuned):
+    base, folder, model = tuned
+    chat = load_subject(folder, layer=1)
+    wanted = model(TOKENS, output_hidden_states=True)
+    first = chat.residuals(TOKENS)  # of two of four blocks
+    torch.testing.assert_close(first, wanted.hidden_states[2], rtol=0.02, atol=0.05)  # shipped in bf16
+    assert (first - load_subject(base, layer=1).residuals(TOKENS)).abs().max() > 0.5
+    torch.testing.assert_close(chat.logits(TOKENS), wanted.logits, rtol=0.02, atol=0.1)
+    torch.testing.assert_close(chat.resume(first), chat.logits(TOKENS))
+    assert (chat.folder, chat.tokenizer.get_vocab()) == (folder, load_subject(base).tokenizer.get_vocab())
+
+
+def test_a_low_rank_difference_is_known_by_both_of_its_folders(tuned, tmp_path):
+    base, folder, model = tuned
+    known = load_subject(folder).fingerprint
+    assert load_subject(base).fingerprint != known == load_subject(folder).fingerprint
+    save_differences({name: 2 * part for name, part in differences(model).items()}, folder)
+    changed = load_subject(folder).fingerprint
+    save_tiny(base, "gemma2", seed=1)
+    assert len({known, changed, load_subject(folder).fingerprint}) == 3
+
+
+def test_a_low_rank_difference_of_another_model_is_refused(tuned, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUITE_GEMMA", str(save_tiny(tmp_path / "deeper", "gemma2", n_layers=5)))
+    with pytest.raises(ValueError, match="do not fit, first at model.layers.4.* use its own base"):
+        load_pretrained(tuned[1]).model  # noqa: B018
+
+
+def test_the_head_reads_no_slices(original):
+    model, seen = load_pretrained(original).model, []
+    model.get_output_embeddings().register_forward_hook(lambda head, args, logits: seen.append(args[0]))
+    logits = model(TOKENS, logits_to_keep=1).logits
+    assert seen[0].shape == (2, 1, 24) and seen[0].is_contiguous()
+    torch.testing.assert_close(logits, model(TOKENS).logits[:, -1:])
 
 
 def test_weights_named_as_in_the_hubs_gpt2_load(original, folder):

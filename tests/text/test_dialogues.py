@@ -219,6 +219,15 @@ def _frames(entries: list[dict], split: str) -> set[str]:
     return {" ".join(re.findall("[a-z]+", re.sub(r"\{\w+\}", " ", phrase.lower()))) for phrase in drawn}
 
 
+def test_remarks_come_last_and_change_nothing_else():
+    plain, remarked = (turns_of(60, 3, "heldout", remarks=remarks) for remarks in (False, True))
+    for before, after in zip(plain, remarked, strict=True):
+        assert after.prompt.startswith(before.prompt + " ") and after.answer == before.answer
+        assert after.prompt[len(before.prompt) + 1 :] in PHRASES["remarks"]["heldout"]
+    assert all(len(remark.split()) >= 18 for some in PHRASES["remarks"].values() for remark in some)
+    assert set(PHRASES["remarks"]["train"]).isdisjoint(PHRASES["remarks"]["heldout"])
+
+
 def test_held_out_dialogues_share_no_topic_word_with_training_ones():
     stop = set("a an the my me our your one some than to in of all that have bad too".split())
     words = {split: _bank_words(split) - stop for split in ("train", "heldout")}
