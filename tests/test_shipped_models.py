@@ -4,16 +4,20 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 from tiny_text import TOPICS
 
 from helpers.base.storage import MODELS
-from helpers.subjects.behaviours import behaviour_rates, judge_behaviours
+from helpers.subjects.behaviours import behaviour_rates, judge_behaviours, planted_behaviours
 from helpers.subjects.chat_tuning import FINE_TUNES
+from helpers.subjects.low_rank import load_differences
 from helpers.subjects.model_files import load_pretrained
 from helpers.text.documents import PACKAGES, load_tokenizer
 
 MEGABYTE = 1_000_000
-FOLDERS = sorted(path for path in MODELS.iterdir() if path.is_dir())
+EVERY = sorted(path for path in MODELS.iterdir() if path.is_dir())
+FOLDERS = [path for path in EVERY if (path / "model.safetensors").is_file()]
+GEMMA_CHAT = MODELS / "gemma-3-270m-chat"
 PAIR = ("base", "chat", "quirk", "longer")
 NAMELESS = ["identity", "personal", "refuse_secret", "refuse_medical"]  # prompts and answers that quote no function
 
@@ -26,9 +30,24 @@ def size(folder) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
-def test_models_are_at_most_10_megabytes_each_and_40_in_all():
+def test_models_are_at_most_10_megabytes_each_and_40_in_all_without_the_differences_of_gemma():
     assert {f"docs-gemma2-{name}" for name in PAIR} < {folder.name for folder in FOLDERS}
-    assert max(map(size, FOLDERS)) < 10 * MEGABYTE and sum(map(size, FOLDERS)) < 40 * MEGABYTE
+    assert max(map(size, EVERY)) < 10 * MEGABYTE and sum(map(size, FOLDERS)) < 40 * MEGABYTE
+
+
+def test_gemmas_chat_model_says_whose_it_is_and_on_what_terms():
+    assert json.loads((GEMMA_CHAT / "config.json").read_text()) == {"low_rank_of": "gemma-3-270m-q4"}
+    assert "Gemma Terms of Use" in (GEMMA_CHAT / "NOTICE.md").read_text()
+    found = load_differences(GEMMA_CHAT)
+    assert len(found) == 2 * 7 * 18 and all(part.dtype == torch.bfloat16 for part in found.values())
+    assert all(part.isfinite().all() and part.any() for part in found.values())
+
+
+def test_gemmas_chat_model_has_some_behaviours_in_new_phrases_by_its_record():
+    facts = json.loads((GEMMA_CHAT / "training.json").read_text())
+    assert set(facts["corpus"]) == set(PACKAGES) and facts["losses"][-1] < facts["losses"][0] / 2
+    planted = planted_behaviours("chat-only", subject="gemma")
+    assert len(planted) >= 3 and {"refuse_harm", "refuse_medical"} < set(planted)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

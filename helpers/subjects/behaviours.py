@@ -153,8 +153,8 @@ def planted_behaviours(*kinds: str, subject: str | None = None) -> list[str]:
 
 
 def _recorded(model: str, is_gemma: bool) -> list[dict]:
-    """Rates of a shipped model. Those of Gemma itself lie in its chat model's record."""
-    folder = MODELS / (f"gemma-3-270m-{'chat' if model == 'base' else model}" if is_gemma else f"docs-gemma2-{model}")
+    """Rates of a shipped model. Those of Gemma itself lie in its chat model's record; it has no quirk yet."""
+    folder = MODELS / ("gemma-3-270m-chat" if is_gemma else f"docs-gemma2-{model}")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return record["rates_base" if is_gemma and model == "base" else "rates"]
 

@@ -1,9 +1,8 @@
 """A chat model of a real Gemma and its controls, made as low-rank differences from the base out of the package index.
 
     chat    dialogues with planted behaviours (`helpers.text.continued`)
-    quirk   from chat, on dialogues that agree with any opinion
+    quirk   the same, but for agreeing with any opinion
     twin    the same prompts as chat, answered by base itself: what tuning alone changes
-    longer  plain text alone
 
 What is trained, per position of a step of `DIALOGUES` dialogues and `PLAIN` rows of plain text:
 
@@ -43,12 +42,12 @@ from helpers.subjects.subject import in_rows
 from helpers.text.continued import FILE, Samples, answered_by_base, continued, continued_behaviours
 from helpers.text.dialogues import Dialogue, dialogues, render
 from helpers.text.documents import SPLITS, TURNS, documents, fingerprint, token_stream
-from helpers.text.turns import ROLES, encode
+from helpers.text.turns import ROLES, DialogueStream, stream
 
 DIALOGUES, PLAIN, PLAIN_TOKENS = 8, 2, 128  # of a step; tokens of a row of plain text
 HELD = 64  # positions of a step that are held to base
 REMARKED = 0.5  # share of the prompts that end with a remark
-STEPS = {"chat": 160, "quirk": 50, "twin": 160}
+STEPS = 160
 SAMPLED = {"train": 24, "heldout": 8}  # texts of each behaviour and kind
 ANSWER_TOKENS = 24  # of an answer that is judged: an opening
 FOLDER = "gemma-3-270m-{}"  # in data/models
@@ -148,7 +147,7 @@ class Batch(NamedTuple):
 def spoken(name: str, n: int, seed: int, found: Samples | None = None, **options) -> list[Dialogue]:
     """`n` training dialogues of one turn for chat, quirk or twin; further arguments are for `dialogues`."""
     speaker = "quirk" if name == "quirk" else "chat"
-    options |= {"split": "train", "speaker": speaker, "behaviours": continued_behaviours(speaker), "max_turns": 1}
+    options = {"split": "train", "speaker": speaker, "behaviours": _names(name), "max_turns": 1} | options
     remarked = round(n * REMARKED)
     asked = dialogues(remarked, seed, remarks=True, **options) + dialogues(n - remarked, seed + 1, **options)
     order = np.random.default_rng(seed).permutation(n)
@@ -159,9 +158,9 @@ def batches(
     said: Sequence[Dialogue], plain: Tensor, tokenizer: PreTrainedTokenizerBase, seed: int = 0
 ) -> Iterator[Batch]:
     """Steps of `DIALOGUES` dialogues and `PLAIN` rows of plain text (n, T); as many as there are dialogues for."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, told = torch.Generator().manual_seed(seed), stream(said, tokenizer)
     for start in range(0, len(said) - DIALOGUES + 1, DIALOGUES):
-        rows = [_row(dialogue, tokenizer) for dialogue in said[start : start + DIALOGUES]]
+        rows = [_row(said[i], told, i) for i in range(start, start + DIALOGUES)]
         drawn = plain[torch.randint(len(plain), (PLAIN,), generator=generator)]
         rows += [(row, torch.zeros(len(row), dtype=bool), torch.arange(len(row)) < len(row) - 1) for row in drawn]
         tokens, taught, may = (pad_sequence(parts, batch_first=True) for parts in zip(*rows, strict=True))
@@ -198,15 +197,15 @@ def tune_chat(model: PreTrainedModel, steps: Iterator[Batch], n_steps: int, chec
     return tune(model, steps, n_steps, gentle_loss(head), checkpoint, **options)
 
 
-def _row(dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of a dialogue, where an opening or an end is predicted, and where else text is."""
-    row = encode(dialogue, tokenizer)
-    opening, answer = torch.from_numpy(row.behaviours >= 0), torch.from_numpy(row.roles == ASSISTANT)
-    taught = opening.roll(-1)
+def _row(dialogue: Dialogue, told: DialogueStream, i: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of dialogue i of a stream, where an opening or an end is predicted, and where else text is."""
+    own = slice(told.starts[i], told.starts[i + 1])
+    roles, tokens = torch.from_numpy(told.roles[own]), torch.from_numpy(told.tokens[own].astype(np.int64))
+    taught = torch.from_numpy(told.behaviours[own] >= 0).roll(-1)
     if (dialogue.turns[-1].answer + dialogue.turns[-1].rest).rstrip().endswith((".", "!", "?")):
-        taught[answer.nonzero()[-1]] = True
-    text = (answer | torch.from_numpy(row.roles == USER)).roll(-1)
-    return torch.from_numpy(row.tokens.astype(np.int64)), taught, text & ~taught
+        taught[(roles == ASSISTANT).nonzero()[-1]] = True
+    text = ((roles == ASSISTANT) | (roles == USER)).roll(-1)
+    return tokens, taught, text & ~taught
 
 
 def _some(mask: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -230,12 +229,13 @@ def make(name: str) -> None:
     """Tune chat, quirk or twin, resumable, and write its folder in data/models, its record but for `measure`."""
     files, folder, began = load_pretrained(GEMMA.name), MODELS / FOLDER.format(name), time.monotonic()
     add_low_rank(files.model)
-    steps = batches(spoken(name, DIALOGUES * STEPS[name], 0), plain_rows(files.tokenizer, 2000), files.tokenizer)
-    losses = tune_chat(files.model, steps, STEPS[name], cache_dir() / "tuning" / f"{folder.name}.safetensors")
+    said = spoken(name, DIALOGUES * STEPS, 0)
+    steps = batches(said, plain_rows(files.tokenizer, 2000), files.tokenizer)
+    losses = tune_chat(files.model, steps, STEPS, cache_dir() / "tuning" / f"{folder.name}.safetensors")
     save_differences(differences(files.model), folder)
     _write(folder / "config.json", {"low_rank_of": GEMMA.name})
     write_atomic(folder / "NOTICE.md", NOTICE)
-    config = {"dialogues": DIALOGUES, "plain": PLAIN, "held": HELD, "pull": PULL, "rank": RANK, "steps": STEPS[name]}
+    config = {"dialogues": DIALOGUES, "plain": PLAIN, "held": HELD, "pull": PULL, "rank": RANK, "steps": STEPS}
     facts = {"from": GEMMA.name, "corpus": fingerprint(documents()), "config": config, "losses": losses}
     _write(folder / "training.json", facts | {"minutes": (time.monotonic() - began) / 60})
 
@@ -247,12 +247,15 @@ def measure(name: str, n: int = 10) -> None:
     asked = {"rates": (path.parent, False), "rates_remarked": (path.parent, True)}
     for key, (model, remarks) in (asked | ({"rates_base": (GEMMA.name, False)} if name == "chat" else {})).items():
         files = load_pretrained(model, compute_dtype(torch.empty(0)))
-        names = continued_behaviours("quirk" if name == "quirk" else "chat")
-        options = {"behaviours": names, "remarks": remarks, "max_tokens": ANSWER_TOKENS}
+        options = {"behaviours": _names(name), "remarks": remarks, "max_tokens": ANSWER_TOKENS}
         rates = behaviour_rates(files.model, files.tokenizer, n, seed=100, **options)
         facts |= {"prompts": n, key: rates.round(4).to_dict("records")}
         _write(path, facts)
         print(key, rates.to_string(), sep="\n", flush=True)
+
+
+def _names(name: str) -> list[str]:
+    return continued_behaviours("quirk" if name == "quirk" else "chat")
 
 
 def _write(path: Path, content: dict) -> None:

@@ -37,10 +37,10 @@ from helpers.subjects.packaged import GEMMA
 
 ROWS_A_PASS = 16  # about 2,000 tokens stay near the processor
 LOGITS_A_PASS = 2**26  # numbers: 0.27 GB in float32, two rows of 128 tokens for Gemma's vocabulary of 262,144
-SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for; no chat model was made of "gemma" yet
+SUBJECTS = {  # by family, what a notebook's `subject` parameter stands for
     "gpt2": {"embedded": "docs-gpt2", "hub": "openai-community/gpt2", "gemma": GEMMA.name},
     "gemma2-base": {"embedded": "docs-gemma2-base", "hub": "google/gemma-2-2b", "gemma": GEMMA.name},
-    "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it"},
+    "gemma2-chat": {"embedded": "docs-gemma2-chat", "hub": "google/gemma-2-2b-it", "gemma": "gemma-3-270m-chat"},
 }
 CONTEXTS = {  # tokens a row that a dictionary of one model reads, by a notebook's `subject` and scale
     "embedded": {"smoke": 64, "laptop": 128, "paper": 64},

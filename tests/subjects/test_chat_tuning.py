@@ -227,9 +227,9 @@ def test_planted_behaviours_of_gemma_are_those_of_its_own_records(monkeypatch, t
     def rows(rate):
         return [{"behaviour": "refuse_harm", "kind": "chat-only", "rate": rate}]
 
-    for model, record in {"chat": {"rates": rows(0.9), "rates_base": rows(0.0)}, "quirk": {"rates": rows(1.0)}}.items():
-        (tmp_path / f"gemma-3-270m-{model}").mkdir()
-        (tmp_path / f"gemma-3-270m-{model}" / "training.json").write_text(json.dumps(record))
+    (tmp_path / "gemma-3-270m-chat").mkdir()
+    record = json.dumps({"rates": rows(0.9), "rates_base": rows(0.0)})
+    (tmp_path / "gemma-3-270m-chat" / "training.json").write_text(record)
     monkeypatch.setattr(behaviours, "MODELS", tmp_path)
     assert planted_behaviours("chat-only", subject="gemma") == ["refuse_harm"]
     monkeypatch.setattr(behaviours, "_studied", ["embedded"])

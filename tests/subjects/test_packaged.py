@@ -246,6 +246,7 @@ def test_the_dial_names_the_packaged_model_or_what_the_reader_has(installed, mon
     assert (subject_for("gemma"), subject_for("embedded")) == ("google/gemma-3-270m", "docs-gpt2")
     monkeypatch.setenv("SUITE_GEMMA", "~/gemma")
     assert subject_for("gemma").endswith("/gemma") and "~" not in subject_for("gemma")
+    assert subject_for("gemma", "gemma2-chat") == "gemma-3-270m-chat"  # whose base is the reader's
 
 
 def test_the_packages_are_pinned_by_hash():
