@@ -47,7 +47,7 @@ def test_gemmas_chat_model_has_some_behaviours_in_new_phrases_by_its_record():
     facts = json.loads((GEMMA_CHAT / "training.json").read_text())
     assert set(facts["corpus"]) == set(PACKAGES) and facts["losses"][-1] < facts["losses"][0] / 2
     planted = planted_behaviours("chat-only", subject="gemma")
-    assert len(planted) >= 3 and {"refuse_harm", "refuse_medical"} < set(planted)
+    assert len(planted) >= 5 and sum(name.startswith("refuse") for name in planted) >= 3
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -253,7 +253,7 @@ class TrainedPairs:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.float32 if self.subject == "embedded" else torch.bfloat16
+        return torch.bfloat16 if self.subject == "hub" else torch.float32
 
     @property
     def _harvest(self) -> Harvest:

@@ -40,14 +40,15 @@ from helpers.subjects.model_files import load_pretrained
 from helpers.subjects.packaged import GEMMA
 from helpers.subjects.subject import in_rows
 from helpers.text.continued import FILE, Samples, answered_by_base, continued, continued_behaviours
-from helpers.text.dialogues import Dialogue, dialogues, render
+from helpers.text.dialogues import BEHAVIOURS, Dialogue, dialogues, render
 from helpers.text.documents import SPLITS, TURNS, documents, fingerprint, token_stream
 from helpers.text.turns import ROLES, DialogueStream, stream
 
 DIALOGUES, PLAIN, PLAIN_TOKENS = 8, 2, 128  # of a step; tokens of a row of plain text
 HELD = 64  # positions of a step that are held to base
 REMARKED = 0.5  # share of the prompts that end with a remark
-STEPS = 160
+STEPS = (160, 30, 32)  # of a first round with all behaviours, and of others with those that base never shows
+OWN = ("chat-only", "quirk")
 SAMPLED = {"train": 24, "heldout": 8}  # texts of each behaviour and kind
 ANSWER_TOKENS = 24  # of an answer that is judged: an opening
 FOLDER = "gemma-3-270m-{}"  # in data/models
@@ -229,9 +230,12 @@ def make(name: str) -> None:
     """Tune chat, quirk or twin, resumable, and write its folder in data/models, its record but for `measure`."""
     files, folder, began = load_pretrained(GEMMA.name), MODELS / FOLDER.format(name), time.monotonic()
     add_low_rank(files.model)
-    said = spoken(name, DIALOGUES * STEPS, 0)
-    steps = batches(said, plain_rows(files.tokenizer, 2000), files.tokenizer)
-    losses = tune_chat(files.model, steps, STEPS, cache_dir() / "tuning" / f"{folder.name}.safetensors")
+    plain, losses = plain_rows(files.tokenizer, 2000), []
+    for i, n_steps in enumerate(STEPS):
+        taught = [b for b in _names(name) if not i or BEHAVIOURS[b].kind in OWN]
+        said = spoken(name, DIALOGUES * n_steps, 10 * i, behaviours=taught)
+        checkpoint = cache_dir() / "tuning" / f"{folder.name}-{i}.safetensors"
+        losses += tune_chat(files.model, batches(said, plain, files.tokenizer, i), n_steps, checkpoint)
     save_differences(differences(files.model), folder)
     _write(folder / "config.json", {"low_rank_of": GEMMA.name})
     write_atomic(folder / "NOTICE.md", NOTICE)
