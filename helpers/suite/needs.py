@@ -79,8 +79,7 @@ def _row(name: str, file: str, results: Path) -> list[str]:
     if name in SINGLE:
         return [link, own, *(_cell(carried_over(run, "docs-gpt2", model, 1)) for model in ("gemma3", "gpt2"))]
     if name in PAIR:
-        hub = carried_over(run, "docs-gemma2-base", "gemma2", 2)
-        return [link, own, "has no chat model", _cell(hub)]
+        return [link, own, *(_cell(carried_over(run, "docs-gemma2-base", model, 2)) for model in ("gemma3", "gemma2"))]
     return [link, own, "as embedded", "as embedded"]
 
 
