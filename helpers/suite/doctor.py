@@ -139,12 +139,13 @@ def models() -> Finding:
     """Whether the language models are there and whole: a cut file does not agree with its own header."""
     open_file = importlib.import_module("safetensors").safe_open
     files, broken = sorted((ROOT / "data" / "models").glob("*/config.json")), []
-    for file in [config.with_name("model.safetensors") for config in files]:
+    for folder in (config.parent for config in files):
         try:
+            (file,) = folder.glob("*.safetensors")  # a model's weights, or a fine-tune's low-rank difference
             with open_file(file, "numpy") as weights:
                 weights.keys()
         except Exception:  # safetensors has errors of its own, and is not imported above
-            broken.append(file.parent.name)
+            broken.append(folder.name)
     if broken or not files:
         return Finding(f"models missing or cut short: {', '.join(broken) or 'all'}", "unpack or clone the suite again")
     return Finding(f"{len(files)} language models, whole")
