@@ -77,7 +77,7 @@ def write_samples(kinds: Sequence[str] = ("rest", "alone")) -> None:
             begun = [_begun(d, kind, files.tokenizer) for some in asked.values() for d in some]
             texts = iter(sampled(files.model, files.tokenizer, begun))
             found[split][kind] = {name: [next(texts) for _ in some] for name, some in asked.items()}
-    FILE.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomic(FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 @torch.no_grad()
