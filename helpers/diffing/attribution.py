@@ -75,12 +75,12 @@ def removal(pair: SubjectPair, dialogue: Encoded, position: int, difference: Dif
     [rows] = rows_of([dialogue], pair.context, 1)
     site = Site(pair, _up_to(rows, position))
     latents = (site.code(difference).latents % difference.n_latents).unique().tolist()
-    log_p = pair.chat.resume(site.chat)[:, -1].float().log_softmax(-1)
+    log_p = _last(pair, site.chat)
     found = []
     for start in range(0, len(latents), REMOVED):
         some = [difference.kept([j]) for j in latents[start : start + REMOVED]]
         without = torch.cat([site.chat - site.added(difference, kept, False) for kept in some])
-        log_q = pair.chat.resume(without)[:, -1].float().log_softmax(-1)
+        log_q = _last(pair, without)
         found += torch.linalg.vecdot(log_p.exp(), log_p - log_q).tolist()
     order = np.argsort(-np.array(found), kind="stable").astype(int)
     return pd.Series(np.array(found)[order], index=np.array(latents, dtype=int)[order])
@@ -122,16 +122,23 @@ def found_by_removal(
 
 def _mean_slope(pair: SubjectPair, site: Site, difference: Difference, steps: int) -> Tensor:
     """Mean of dKL/dh over the path, KL summed over positions: (B, T, d_model)."""
-    asked = (site.rows.order >= 0).to(site.base.device)
+    asked = site.rows.order >= 0
     with torch.no_grad():
         added = site.added(difference, difference.kept(None), bias=False)
-        log_p = pair.chat.resume(site.chat)[asked].float().log_softmax(-1)
+        log_p = pair.chat.resume(site.chat, asked).log_softmax(-1)
     slope = torch.zeros_like(site.base)
     for t in (np.arange(steps) + 0.5) / steps:
         h = (site.base + t * added).requires_grad_()
-        log_q = pair.chat.resume(h)[asked].float().log_softmax(-1)
+        log_q = pair.chat.resume(h, asked).log_softmax(-1)
         slope += torch.autograd.grad(F.kl_div(log_q, log_p, reduction="sum", log_target=True), h)[0] / steps
     return slope
+
+
+def _last(pair: SubjectPair, residuals: Tensor) -> Tensor:
+    """What chat predicts after the last position, (B, T, d_model) -> (B, n_vocab), in nats."""
+    at = torch.zeros(residuals.shape[:2], dtype=torch.bool)
+    at[:, -1] = True
+    return pair.chat.resume(residuals, at).log_softmax(-1)
 
 
 def _up_to(rows: Rows, position: int) -> Rows:

@@ -189,7 +189,7 @@ def patch_kl(
 
     Both models run once up to the site, then the chat model goes on once for itself and once for each condition.
     With `keep_first` no dictionary writes at the first position, which none was trained on (`Harvest.drop`).
-    Memory: logits of `BATCH` dialogues, and four tensors (positions that predict, n_vocab) in float32.
+    Memory: four tensors (positions that predict, n_vocab) in float32.
     Raises ValueError for dialogues without an answer, too long, or with roles that do not align, and for a condition
     after which predictions are not finite.
     """
@@ -216,8 +216,7 @@ def _adding(difference: Difference, latents: Latents, bias: bool) -> Condition:
 
 def _log_probs(pair: SubjectPair, residuals: Tensor, rows: Rows) -> Tensor:
     """Of the chat model from these residuals on, at positions that predict an answer: (positions, n_vocab)."""
-    logits = pair.chat.resume(residuals)
-    return logits[(rows.order >= 0).to(logits.device)].float().log_softmax(-1)
+    return pair.chat.resume(residuals, rows.order >= 0).log_softmax(-1)
 
 
 def _kl(p: Tensor, log_p: Tensor, log_q: Tensor, name: str) -> np.ndarray:

@@ -85,7 +85,8 @@ def effects_of_removing(subject: Subject, residuals: Tensor, position: int, remo
     """
     rows = residuals.repeat(1 + len(removed), 1, 1)
     rows[1:, position : position + removed.shape[1]] -= removed
-    logits = subject.resume(rows)[:, position:].float()
+    after = torch.arange(rows.shape[1]).expand(rows.shape[:2]) >= position
+    logits = subject.resume(rows, after).unflatten(0, (len(rows), -1))
     return logits[1:] - logits[0]
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -190,20 +190,26 @@ class Subject:
         """Rows (n, T, ...) in parts of `ROWS_A_PASS`, or of so few that their logits are at most `LOGITS_A_PASS`."""
         return rows.split(min(ROWS_A_PASS, max(1, LOGITS_A_PASS // (rows.shape[1] * self.n_vocab))))
 
-    def resume(self, residuals: torch.Tensor) -> torch.Tensor:
+    def resume(self, residuals: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
         """Logits from the residual stream after block `layer`, (B, T, d_model) -> (B, T, n_vocab).
 
-        No block up to the site is run.
+        No block up to the site is run. `at` (B, T) bool names the n positions whose logits are asked for: they come as
+        (n, n_vocab), and no others are made, which for a large vocabulary are most of the work.
         """
         if residuals.ndim != 3 or residuals.shape[-1] != self.d_model:
             raise ValueError(f"residuals must have shape (B, T, {self.d_model}), not {tuple(residuals.shape)}")
+        if at is not None and (at.dtype != torch.bool or at.shape != residuals.shape[:2]):
+            raise ValueError(
+                f"positions must be bool and {tuple(residuals.shape[:2])}, not {at.dtype} {tuple(at.shape)}"
+            )
         self._require_fitting(residuals)
         given = residuals.to(self.device, self.dtype)
         below = self.bridge.blocks[: self.layer + 1]
         try:
             for block in below:
                 block.output = given
-            return self.bridge(given, use_cache=False).float()
+            with _asked(self.bridge, at):
+                return self.bridge(given, use_cache=False).float()
         finally:
             for block in below:
                 block.output = None
@@ -356,6 +362,17 @@ def warn_if_other_corpus(subject: Subject, fingerprint: Mapping[str, Mapping[str
 
 def _entry(corpus: Mapping[str, Mapping], package: str, key: str) -> str:
     return corpus[package][key] if package in corpus else "absent"
+
+
+@contextlib.contextmanager
+def _asked(bridge: TransformerBridge, at: torch.Tensor | None) -> Iterator[None]:
+    """While it lasts, the head reads the positions `at` alone."""
+    if at is None:
+        yield
+        return
+    head = bridge.original_model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda head, args: (args[0][at.to(args[0].device)],)):
+        yield
 
 
 def _layer(config: Any, layer: int | None, name: str | Path) -> int:

@@ -63,6 +63,18 @@ def test_resuming_where_it_stopped_and_splicing_nothing_give_the_models_logits(f
     assert torch.equal(subject.splice(tokens, lambda residuals: residuals), subject.logits(tokens))
 
 
+@pytest.mark.parametrize(("family", "layer"), LAYERS)
+def test_logits_of_some_positions_are_those_among_all_and_the_head_reads_no_others(folders, family, layer):
+    subject, tokens = load_subject(folders[family], layer=layer), some_tokens()
+    residuals, at = halved(subject.residuals(tokens)), some_tokens(seed=1) % 3 == 0
+    read = []
+    with subject.bridge.original_model.lm_head.register_forward_hook(lambda head, args, out: read.append(out.shape)):
+        close(subject.resume(residuals, at), subject.resume(residuals)[at])
+    assert [*map(tuple, read)] == [(int(at.sum()), N_VOCAB), (3, CONTEXT, N_VOCAB)]
+    with pytest.raises(ValueError, match="positions must be bool and .3, "):
+        subject.resume(residuals, at[0])
+
+
 def test_loss_of_a_hand_sized_example():
     logits = torch.tensor([[[1.0, 3.0], [1.0, 1.0], [9.0, 9.0]]]).log()
     assert torch.allclose(token_losses(logits, torch.tensor([[0, 1, 0]])), -torch.tensor([[3 / 4, 1 / 2]]).log())
