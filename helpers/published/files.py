@@ -21,6 +21,7 @@ WEIGHTS = {  # what libraries call the weights of a folder, and their settings; 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KINDS = {bool: "true or false", str: "a text", dict: "a dictionary"}
 ROWS = 65_536  # checked at a time
+COUNTS = ("stats_last_nonzero", "latents_mean_square", "num_tokens_since_fired", "num_batches_not_active")  # of training
 
 
 class Files:
@@ -36,6 +37,7 @@ class Files:
         if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise ValueError(f"{path} holds a {type(content).__name__} and no named tensors: pass a saved state_dict")
         self.content = {_plain(name): value for name, value in content.items()}
+        self.taken = set(COUNTS)
         if not any(isinstance(value, Tensor) for value in content.values()):
             raise ValueError(f"{path} holds no tensors by name, only {self.names}: pass a saved state_dict alone")
 
@@ -64,6 +66,7 @@ class Files:
         """Of a tensor of floats with so many axes."""
         if name not in self.content:
             raise ValueError(f"{self.path} has no tensor {name}, only {self.names}")
+        self.taken.add(name)
         value = self.content[name]
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
             raise ValueError(f"{name} in {self.path} is no dense tensor with values: save it as one")
@@ -117,6 +120,16 @@ class Files:
                     f"{said[name]!r}: they are not of one dictionary, fetch it again"
                 )
 
+    def require_all_taken(self, kind: str) -> None:
+        """Raise ValueError for floats that nothing was computed with: another kind of dictionary has them."""
+        left = [name for name in self.content if self.ndim(name) and name not in self.taken]
+        if left := [name for name in left if self.content[name].is_floating_point()]:
+            raise self.cannot(f"{kind} has no tensor {left[0]}, so it is of another kind, which is not known here")
+
+    def beside(self, name: str) -> dict[str, Any]:
+        """Another JSON beside the file; nothing where there is none."""
+        return _json(self.path.with_name(name))
+
     def cannot(self, reason: str) -> ValueError:
         return ValueError(f"{self.source} cannot be read as a dictionary of this suite: {reason}")
 
@@ -143,8 +156,12 @@ def weights_file(place: Path) -> Path:
 def _settings(weights: Path) -> dict[str, Any]:
     """The JSON beside a file of weights; nothing where there is none."""
     names = (f"{weights.stem}_cfg.json", WEIGHTS.get(weights.name, "cfg.json"), "cfg.json", "config.json")
-    path = next((weights.with_name(name) for name in names if weights.with_name(name).is_file()), None)
-    if path is None:
+    return next(filter(None, (_json(weights.with_name(name)) for name in names)), {})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says by name; nothing where there is none."""
+    if not path.is_file():
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
     SAELens              cfg.json says nearly all; version 6 keeps places in `metadata`, earlier ones under other names
     sparsify             TopK with W_dec (n, d)
     dictionary_learning  config.json names the class, but on the hub, where its fork gives sizes alone; TopK and
-                         BatchTopK have the same tensors
+                         BatchTopK have the same tensors, and AutoEncoderNew those of Llama Scope
 
 Latents are in the units of the file's own decoder rows; some of these libraries show them times the rows' norms.
 Sources: SAELens 6.54 (saes/, loading/), eai-sparsify 1.3, dictionary_learning 0.1, crosscoder_learning dictionary.py.
@@ -20,11 +20,16 @@ from helpers.published.files import Files
 from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.released import layer_normed
 
+SCALER = "activation_scaler.json"  # of SAELens, beside what it saves under way
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
-UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with a threshold"
+UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with such tensors"
+SHARED = {  # tensors that more than one class has: by them, and the class that the fork of dictionary_learning publishes
+    "decoder.bias": ("an AutoEncoderNew, or of Llama Scope, which scales and thresholds activations", "AutoEncoderNew"),
+    "threshold": ("an AutoEncoderTopK or a BatchTopKSAE", "BatchTopKSAE"),
+}
+SCALING = {"target_rms", "activation_mean", "activation_std", "activation_global_scale"}  # of crosscoder_learning
 CLASSES = {  # of dictionary_learning, by what only they have
     "bias": "AutoEncoder",
-    "decoder.bias": "AutoEncoderNew",
     "r_mag": "GatedAutoEncoder",
     "group_sizes": "MatryoshkaBatchTopKSAE",
     "activation_mean": "BatchTopKSAE",
@@ -48,6 +53,9 @@ def sae_lens(files: Files) -> Published:
         case None | False | "none":
             return Published(build.autoencoder(*parts, centred), origin)
         case True | "expected_average_only_in":
+            if (measured := files.beside(SCALER).get("scaling_factor")) is not None:  # of a checkpoint
+                factor = _positive(files, files.number(SCALER, measured))
+                return Published(build.autoencoder(*parts, centred, factor), origin)
             return Published(build.autoencoder(*parts, centred), origin.with_inputs(Inputs("mean norm")))
         case "layer_norm":
             return layer_normed(*parts, origin, centred)
@@ -67,7 +75,7 @@ def sparsify(files: Files) -> Published:
     files.agree(settings, {"d_in": d} | ({"num_latents": n} if settings.get("num_latents") else {}))
     weights = files.take("encoder.weight", n, d), files.take("W_dec", n, d)
     biases = files.take("encoder.bias", n), files.take("b_dec", d)
-    layer = re.fullmatch(r"(?:model\.)?layers\.(\d+)", files.path.parent.name)
+    layer = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", files.path.parent.name)
     hook = f"blocks.{layer[1]}.hook_resid_post" if layer else files.path.parent.name
     origin = Origin("sparsify TopK", files.source, files.dtype("W_dec"), hook=hook)
     return Published(build.autoencoder(*weights, *biases, build.top_k(files.number("k", settings.get("k")))), origin)
@@ -75,22 +83,11 @@ def sparsify(files: Files) -> Published:
 
 def dictionary_learning(files: Files) -> Published:
     trainer = files.setting("trainer", dict, files.settings)
-    kind = files.setting("dict_class", str, among=trainer) or next(
-        (CLASSES[name] for name in CLASSES if name in files), None
-    )
-    if kind is None and "W_enc" in files:
-        kind = "JumpReluAutoEncoder"
-    published = kind is None and "threshold" in files and "activation_dim" in trainer  # by the fork, on the hub
-    if kind is None and "threshold" in files and not published:
-        raise ValueError(
-            f"{files.path} is an AutoEncoderTopK or a BatchTopKSAE, whose tensors are the same: put its config.json "
-            'beside it, or one that says {"dict_class": "BatchTopKSAE"}'
-        )
-    kind = kind or ("BatchTopKSAE" if published else "AutoEncoderTopK")
+    kind, unnamed = _class_of(files, trainer)
     origin = _dictionary_learning_origin(files, kind, trainer)
     sae, caution = _of_class(files, kind, trainer)
     files.agree(trainer, {"activation_dim": sae.d_model, "dict_size": sae.n_latents})
-    return Published(sae, origin.with_inputs(origin.inputs, caution or (UNNAMED if published else "")))
+    return Published(sae, origin.with_inputs(origin.inputs, caution or unnamed))
 
 
 def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:
@@ -127,6 +124,8 @@ def _finetuned(files: Files, n: int) -> Tensor:
 def _sae_lens_origin(files: Files, architecture: str) -> Origin:
     about = files.settings | files.setting("metadata", dict, {})
     hook = files.word("hook_name", about) or files.word("hook_point", about)
+    if about.get("hook_name_out") not in (None, hook):
+        raise files.cannot("it is a transcoder, which writes another place than it reads")
     where = {"model": files.word("model_name", about), "hook": hook, "caution": _of_heads(about)}
     text = {"context": about.get("context_size"), "bos": about.get("prepend_bos")}
     return Origin(f"SAELens {architecture}", files.source, files.dtype("W_dec"), **where, **text)
@@ -134,7 +133,7 @@ def _sae_lens_origin(files: Files, architecture: str) -> Origin:
 
 def _of_heads(about: dict) -> str:
     """What is to know of an autoencoder that reads inside attention."""
-    if (head := about.get("hook_head_index")) is not None:
+    if (head := about.get("hook_head_index", about.get("hook_point_head_index"))) is not None:
         return f"it reads head {head} alone"
     old = "reshape_activations" not in about and "hook_z" in str(about.get("hook_name") or about.get("hook_point"))
     return (
@@ -155,6 +154,22 @@ def residual(files: Files, trainer: dict) -> str | None:
     """The place after the block that is named by number."""
     layer = files.word("layer", trainer)
     return None if layer is None else f"blocks.{layer}.hook_resid_post"
+
+
+def _class_of(files: Files, trainer: dict) -> tuple[str, str]:
+    """The class, and what is to know where nobody says it."""
+    unique = next((CLASSES[name] for name in CLASSES if name in files), None)
+    if said := files.setting("dict_class", str, among=trainer) or unique:
+        return said, ""
+    if "W_enc" in files:
+        return "JumpReluAutoEncoder", ""
+    candidates, published = next((SHARED[name] for name in SHARED if name in files), ("", "AutoEncoderTopK"))
+    if candidates and "activation_dim" not in trainer:  # which the fork gives on the hub
+        raise ValueError(
+            f"{files.path} is {candidates}, whose tensors are the same: put its config.json beside it, or one that says "
+            f'{{"dict_class": "{published}"}}'
+        )
+    return published, UNNAMED if candidates else ""
 
 
 def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder, str]:
@@ -195,13 +210,18 @@ def _measured_inputs(files: Files, d: int) -> dict:
     """How crosscoder_learning scales the activations of an autoencoder, for `build.autoencoder`; NaN is not at all."""
     if not scales_inputs(files):
         return {}
-    factor = files.number("activation_global_scale")
+    factor = _positive(files, files.number("activation_global_scale"))
+    return {"mean": files.take("activation_mean", d).double(), "scale": factor, "back": factor + 1e-8}
+
+
+def _positive(files: Files, factor: float) -> float:
     if factor <= 0:
         raise files.cannot(f"its activations are to be scaled by {factor}")
-    return {"mean": files.take("activation_mean", d).double(), "scale": factor, "back": factor + 1e-8}
+    return factor
 
 
 def scales_inputs(files: Files) -> bool:
     """Whether crosscoder_learning measured the mean of activations: NaN stands for no."""
+    files.taken |= SCALING
     mean = files.content.get("activation_mean")
     return mean is not None and not (isinstance(mean, Tensor) and mean.isnan().all())

@@ -32,17 +32,18 @@ class Layout(NamedTuple):
 
 LAYOUTS = (  # the first that fits
     Layout("OpenAI", lambda f: "pre_bias" in f and "latent_bias" in f, openai),
+    Layout("Gemma Scope", lambda f: "threshold" in f and f.path.suffix == ".npz", gemma_scope),
     Layout("Gemma Scope 2", lambda f: "w_enc" in f and "w_dec" in f, gemma_scope_2),
-    Layout("Gemma Scope", lambda f: "W_enc" in f and f.path.suffix == ".npz", gemma_scope),
     Layout("Kissane", lambda f: f.ndim("W_dec") == 3 and f.ndim("W_enc") == 3, kissane),
     Layout("crosscoder_learning", lambda f: f.ndim("encoder.weight") == 3, crosscoder_learning),
-    Layout("SAELens", lambda f: "W_dec" in f and "d_sae" in f.settings, sae_lens),
+    Layout("SAELens", lambda f: "W_dec" in f and {"d_in", "d_sae"} <= f.settings.keys(), sae_lens),
     Layout("sparsify", lambda f: "encoder.weight" in f and "W_dec" in f, sparsify),
     Layout(
         "dictionary_learning",
         lambda f: (
             "encoder.weight" in f
-            or ("W_enc" in f and (f.path.suffix == ".pt" or not {"trainer", "activation_dim"}.isdisjoint(f.settings)))
+            or ("W_enc" in f and not {"trainer", "activation_dim"}.isdisjoint(f.settings))
+            or ({"W_enc", "threshold"} <= f.content.keys() and f.path.suffix == ".pt")
         ),
         dictionary_learning,
     ),
@@ -66,7 +67,9 @@ def load_dictionary(
             f"{files.path} with tensors {files.names} is in no layout known here "
             f"({', '.join(known.name for known in LAYOUTS)}): a cfg.json or config.json may be missing beside it"
         )
-    found = layout.read(files).require(subject, latents)
+    found = layout.read(files)
+    files.require_all_taken(found.origin.kind)
+    found.require(subject, latents)
     if subject is not None:
         found.dictionary.to(subject.device)
     return found
@@ -94,8 +97,10 @@ def _there(place: Path) -> Path:
 
 
 def _patterns(within: str) -> dict:
-    """Files of one folder and not of those inside it, or one file and the settings beside it."""
+    """Files of one folder and not of those inside it, or one file and the settings beside it. Gemma Scope 2 has large
+    examples beside the weights, which are left."""
     folder, _, name = within.rpartition("/") if within.endswith(SUFFIXES) else (within, "", "")
     before = f"{folder}/" if folder else ""
     kinds = [name] if name else [f"*{suffix}" for suffix in SUFFIXES]
-    return {"allow_patterns": [before + kind for kind in (*kinds, "*.json")], "ignore_patterns": f"{before}*/*"}
+    ignored = [f"{before}*/*", f"{before}examples.safetensors"]
+    return {"allow_patterns": [before + kind for kind in (*kinds, "*.json")], "ignore_patterns": ignored}

@@ -24,6 +24,7 @@ OPENAI_HOOKS = {
     "resid_post_mlp": "hook_resid_post",
 }
 SCOPE_HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+SCOPE_2_FOLDERS = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out": "hook_mlp_out"}
 SCOPE_2_HOOKS = {
     "output": "hook_resid_post",
     "self_attn.o_proj.input": "attn.hook_z",
@@ -50,30 +51,36 @@ def openai(files: Files) -> Published:
 
 
 def gemma_scope(files: Files) -> Published:
-    if aside := re.search(r"gemma-scope[^/]*-(transcoder)s\b|gemma-scope[^/]*/(?:[^/]*/)*(embedding)/", files.place):
-        raise files.cannot(f"it is an {aside[1] or aside[2]} of Gemma Scope, and no autoencoder of one place")
-    n, _ = files.shape("W_dec", 2)
+    if aside := re.search(r"gemma-scope[^/]*-(transcoder)s\b|(?:^|/)(embedding)/", files.place):
+        raise files.cannot(f"it is one of Gemma Scope's {aside[1] or aside[2]}s, and no autoencoder of one place")
+    W = "W" if "W_enc" in files else "w"
+    n, _ = files.shape(f"{W}_dec", 2)
     files.agree({"width": _width(files)}, {"width": _short(n)})
     of = re.search(r"gemma-scope-(\w+)-(pt|it)-(res|mlp|att)\b", files.place)
     layer = re.search(r"layer_(\d+)", files.place)
     model = f"gemma-2-{of[1]}{'-it' if of[2] == 'it' else ''}" if of else None
     hook = f"blocks.{layer[1]}.{SCOPE_HOOKS[of[3]]}" if of and layer else None
-    return Published(_jump_relu(files, "W_enc", "W_dec"), _of_gemma(files, "Gemma Scope", "W_enc", model, hook))
+    sae = _jump_relu(files, f"{W}_enc", f"{W}_dec")
+    return Published(sae, _of_gemma(files, "Gemma Scope", f"{W}_enc", model, hook))
 
 
 def gemma_scope_2(files: Files) -> Published:
     settings, reads = files.settings, files.word("hf_hook_point_in") or ""
-    if "affine_skip_connection" in files or settings.get("hf_hook_point_out") not in (None, reads):
-        raise files.cannot("it is a transcoder, which writes another place than it reads")
     if (files.ndim("w_enc"), files.ndim("w_dec")) != (2, 2):
         raise files.cannot("it reads or writes several layers of one model, and our crosscoders are over two models")
+    transcodes = re.search(r"(?:^|/)(?:transcoder(?:_all)?|clt)/", files.place) or settings.get("type", "sae") != "sae"
+    elsewhere = settings.get("hf_hook_point_out") not in (None, reads) or "affine_skip_connection" in files
+    if transcodes or elsewhere:
+        raise files.cannot("it is a transcoder, which writes another place than it reads")
     if (architecture := settings.get("architecture", "jump_relu")) != "jump_relu":
         raise files.cannot(f"its architecture is {architecture}, and that of its layout is jump_relu")
     n, _ = files.shape("w_dec", 2)
     at, named = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", reads), re.search(r"layer_(\d+)", files.path.parent.name)
     said = {"width": _width(files), "layer": named and named[1]}
     files.agree(said, {"width": _short(n)} | ({"layer": at[1]} if at else {}))
-    hook = f"blocks.{at[1]}.{SCOPE_2_HOOKS.get(at[2], at[2])}" if at else reads or None
+    folder = re.search(rf"\b({'|'.join(SCOPE_2_FOLDERS)})(?:_all)?/layer_(\d+)_", files.place)
+    named_hook = f"blocks.{folder[2]}.{SCOPE_2_FOLDERS[folder[1]]}" if folder else None  # where there are no settings
+    hook = f"blocks.{at[1]}.{SCOPE_2_HOOKS.get(at[2], at[2])}" if at else reads or named_hook
     model = (files.word("model_name") or "").removeprefix("google/") or None
     return Published(_jump_relu(files, "w_enc", "w_dec"), _of_gemma(files, "Gemma Scope 2", "w_enc", model, hook))
 

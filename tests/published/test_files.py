@@ -69,10 +69,13 @@ def test_half_the_settings_are_refused(tmp_path):
 
 
 FLAGS = ["apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"]
-MORE = {"k": torch.tensor(2), "scaling_factor": torch.ones(N)}
+MORE = {"k": torch.tensor(2)}
 ADAM = {"encoder.weight": random(N, D), "decoder.weight": random(D, N), "encoder.bias": random(N), "b_dec": random(D)}
 COMPUTED_WITH = [  # layout, settings that are computed with, what they have to be
-    *((lens(**MORE), CONFIG | {"architecture": "topk"}, flag, "true or false") for flag in FLAGS),
+    *(
+        (lens(**MORE, scaling_factor=torch.ones(N)), CONFIG | {"architecture": "topk"}, flag, "true or false")
+        for flag in FLAGS
+    ),
     *((lens(**MORE), CONFIG, group, "a dictionary") for group in ("metadata", "activation_fn_kwargs")),
     *((ADAM | MORE, {"dict_class": "AutoEncoderTopK"}, group, "a dictionary") for group in ("trainer", "buffer")),
     (ADAM | MORE, {}, "dict_class", "a text"),

@@ -55,6 +55,8 @@ def test_each_architecture_of_sae_lens(tmp_path, name, centred, rescale):
     s = settings | {"architecture": name, "apply_b_dec_to_input": centred, "metadata": PLACE}
     s |= {"rescale_acts_by_decoder_norm": rescale} if "topk" in name else {}
     t = lens(**more)
+    if name == "gated":
+        del t["b_enc"]
     published = load_dictionary(put_lens(tmp_path, t, s))
     z = latents_of_sae_lens(t, X, s)
     torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-5)
@@ -111,6 +113,39 @@ def test_a_scale_that_the_files_do_not_hold_is_measured(tmp_path, value):
     assert "measured" in str(published) and "measured" not in str(measured)
 
 
+def test_the_scale_that_lies_beside_a_checkpoint_is_folded(tmp_path):
+    s = {"architecture": "jumprelu", "normalize_activations": "expected_average_only_in"}
+    t = lens(threshold=random(N, seed=3))
+    folder = put_lens(tmp_path, t, s)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.3, "has_whitening": false}')
+    published = load_dictionary(folder)
+    z = latents_of_sae_lens(t, 0.3 * X, s)
+    torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(published.reconstruct(X), (z @ t["W_dec"] + t["b_dec"]) / 0.3, rtol=1e-5, atol=1e-5)
+    for scale, message in {"0": "are to be scaled by 0", '"a"': "say what activation_scaler.json is"}.items():
+        (folder / "activation_scaler.json").write_text(f'{{"scaling_factor": {scale}}}')
+        with pytest.raises(ValueError, match=message):
+            load_dictionary(folder)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": null}')
+    assert load_dictionary(folder).origin.inputs.mode == "mean norm"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "message"),
+    [
+        ({"b_dec_out": random(D)}, {}, "SAELens standard has no tensor b_dec_out, so it is of another kind"),
+        ({"W_skip": random(D, D)}, {}, "SAELens standard has no tensor W_skip"),
+        ({"threshold": random(N)}, {}, "SAELens standard has no tensor threshold"),
+        ({}, {"metadata": PLACE | {"hook_name_out": "blocks.7.hook_mlp_out"}}, "it is a transcoder, which writes"),
+        ({}, PLACE | {"hook_name_out": "blocks.7.hook_mlp_out"}, "it is a transcoder, which writes"),
+    ],
+)
+def test_what_computes_something_else_is_no_autoencoder_of_sae_lens(tmp_path, tensors, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_dictionary(put_lens(tmp_path, lens(**tensors), settings))
+    load_dictionary(put_lens(tmp_path, lens(), {"metadata": PLACE | {"hook_name_out": PLACE["hook_name"]}}))
+
+
 def test_a_fine_tuned_scaling_factor_acts_on_the_reconstruction_alone(tmp_path):
     factor = random(N, seed=9).exp()
     t, s = lens(scaling_factor=factor), {"finetuning_scaling_factor": True}
@@ -147,6 +182,7 @@ def test_what_sae_lens_has_and_we_cannot_read_is_one_sentence(tmp_path, settings
         ({"hook_name": "blocks.2.attn.hook_z"}, {"reshape_activations": "hook_z"}, "all heads side by side"),
         ({"hook_name": "blocks.2.attn.hook_z"}, {}, "all heads side by side"),
         ({"hook_name": "blocks.2.attn.hook_q", "hook_head_index": 0}, {"reshape_activations": "none"}, "head 0 alone"),
+        ({}, {"hook_point": "blocks.2.attn.hook_q", "hook_point_head_index": 0}, "head 0 alone"),
         ({"hook_name": "blocks.2.hook_resid_post"}, {"reshape_activations": "none"}, ""),
     ],
 )
@@ -163,6 +199,11 @@ def test_sparsify(tmp_path):
     z = top_k((X - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"], 3)
     torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-5)
     assert published.origin.site == "blocks.5.hook_resid_post"
+    for inner, hook in {"h.5": "blocks.5.hook_resid_post", "model.layers.5": "blocks.5.hook_resid_post"}.items():
+        found = load_dictionary(put(tmp_path / inner, "sae.safetensors", t, settings, "cfg.json").parent)
+        assert found.origin.site == hook
+    found = load_dictionary(put(tmp_path / "layers.5.mlp", "sae.safetensors", t, settings, "cfg.json").parent)
+    assert found.origin.site == "layers.5.mlp" and found.origin.layer == 5
     for wrong in ({"transcode": True}, {"activation": "groupmax"}):
         put(tmp_path / "layers.5", "sae.safetensors", t, settings | wrong, "cfg.json")
         with pytest.raises(ValueError, match="transcoder|is not TopK"):
@@ -203,6 +244,43 @@ def test_what_the_fork_publishes_on_the_hub_names_no_class(tmp_path):
     assert "dictionary_learning BatchTopKSAE" in str(published) and "its class is not said" in str(published)
     put(tmp_path / "b", "model.safetensors", lens(threshold=random(N, seed=3)), sizes)
     assert load_dictionary(tmp_path / "b").origin.kind == "dictionary_learning JumpReluAutoEncoder"
+
+
+LLAMA_SCOPE = {"sae_type": "sae", "act_fn": "jumprelu", "d_model": D, "expansion_factor": 2, "norm_activation": "inference"}
+
+
+def test_what_scales_and_thresholds_under_the_names_of_autoencoder_new_is_not_taken_for_it(tmp_path):
+    """Llama Scope: its settings lie in a folder above, or beside the file and give no class."""
+    t = linear(**{"decoder.bias": random(D, seed=1)})
+    for settings in (None, LLAMA_SCOPE):
+        with pytest.raises(ValueError, match="is an AutoEncoderNew, or of Llama Scope, .* put its config.json beside"):
+            load_dictionary(put(tmp_path / "checkpoints", "final.safetensors", t, settings))
+    distilled = t | {"log_jumprelu_threshold": random(N)}
+    with pytest.raises(ValueError, match="is an AutoEncoderNew, or of Llama Scope"):
+        load_dictionary(put(tmp_path / "L5R", "sae_weights.safetensors", distilled, LLAMA_SCOPE))
+    with pytest.raises(ValueError, match="AutoEncoderNew has no tensor log_jumprelu_threshold, so it is of another"):
+        load_dictionary(put(tmp_path / "said", "ae.pt", distilled, {"dict_class": "AutoEncoderNew"}))
+    z = (X @ t["encoder.weight"].T + t["encoder.bias"]).relu()
+    for settings, unsaid in ((trainer("AutoEncoderNew"), False), ({"activation_dim": D, "dict_size": N}, True)):
+        published = load_dictionary(put(tmp_path / str(unsaid), "ae.pt", t, settings))
+        torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-5)
+        x_hat = z @ t["decoder.weight"].T + t["decoder.bias"]
+        torch.testing.assert_close(published.reconstruct(X), x_hat, rtol=1e-5, atol=1e-5)
+        assert ("its class is not said" in str(published)) is unsaid
+
+
+def test_qwen_scope_has_d_sae_in_its_settings_and_is_not_of_sae_lens(tmp_path):
+    """W_enc (n, d) and W_dec (d, n), the other way round."""
+    t = {"W_enc": random(N, D), "W_dec": random(D, N), "b_enc": random(N), "b_dec": random(D)}
+    settings = {"model_type": "topk_sae", "d_model": D, "d_sae": N, "k": 3, "hook_point": "resid_post"}
+    with pytest.raises(ValueError, match="W_enc, W_dec, b_enc, b_dec is in no layout known here"):
+        load_dictionary(put(tmp_path, "layer5.sae.pt", t, settings))
+
+
+def test_a_scale_that_a_class_does_not_know_of_is_not_left_out(tmp_path):
+    t = linear(bias=random(D), activation_mean=random(D), activation_global_scale=torch.tensor(2.0))
+    with pytest.raises(ValueError, match="dictionary_learning AutoEncoder has no tensor activation_mean"):
+        load_dictionary(put(tmp_path, "ae.pt", t, trainer("AutoEncoder")))
 
 
 def test_topk_from_before_there_was_a_threshold(tmp_path):

@@ -109,6 +109,12 @@ def test_three_layers_are_no_pair(tmp_path):
         load_dictionary(put(tmp_path, "model.safetensors", t))
 
 
+def test_a_threshold_is_not_left_out_of_kissanes_crosscoder(tmp_path):
+    t = {"W_enc": random(2, D, N), "W_dec": random(N, 2, D), "b_enc": random(N), "b_dec": random(2, D)}
+    with pytest.raises(ValueError, match="Kissane CrossCoder has no tensor log_threshold, so it is of another kind"):
+        load_dictionary(put(tmp_path, "cc_weights.pt", t | {"log_threshold": random(N)}))
+
+
 def test_kissanes_crosscoder_and_its_two_scales(tmp_path):
     t = {"W_enc": random(2, D, N), "W_dec": random(N, 2, D), "b_enc": random(N), "b_dec": random(2, D)}
     half = {name: tensor.bfloat16() for name, tensor in t.items()}

@@ -86,6 +86,32 @@ def test_gemma_scope_does_not_subtract_the_decoder_bias(tmp_path, folder, name, 
     assert (origin.hook, origin.model, origin.bos) == ("blocks.13.hook_resid_post", "gemma-2-2b-it", True)
 
 
+def test_gemma_scope_2_without_settings_is_placed_by_its_folder(tmp_path):
+    for inner, hook in {
+        "resid_post/layer_9_width_0k_l0_medium": "blocks.9.hook_resid_post",
+        "attn_out_all/layer_17_width_0k_l0_big": "blocks.17.attn.hook_z",
+        "mlp_out/layer_5_width_0k_l0_small": "blocks.5.hook_mlp_out",
+    }.items():
+        path = put(tmp_path / inner, "params.safetensors", scope(str.lower))
+        assert load_dictionary(path).origin.hook == hook
+    transcoder = "transcoder_all/layer_5_width_0k_l0_small"
+    with pytest.raises(ValueError, match="it is a transcoder"):
+        load_dictionary(put(tmp_path / transcoder, "params.safetensors", scope(str.lower)))
+    with pytest.raises(ValueError, match="it is a transcoder"):
+        load_dictionary(put(tmp_path / "a", "params.safetensors", scope(str.lower), {"type": "transcoder"}))
+
+
+def test_gemma_scope_is_an_archive_whatever_the_case_of_its_names(tmp_path):
+    folder = tmp_path / "gemma-scope-2b-pt-res" / "layer_3"
+    t = scope(str.lower)
+    published = load_dictionary(put(folder, "params.npz", t))
+    assert published.origin.kind == "Gemma Scope JumpReLU" and published.origin.hook == "blocks.3.hook_resid_post"
+    a = X @ t["w_enc"] + t["b_enc"]
+    torch.testing.assert_close(published.encode(X), a.relu() * (a > t["threshold"]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="one of Gemma Scope's transcoders"):
+        load_dictionary(put(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_3", "params.npz", t))
+
+
 def test_what_equals_a_threshold_is_off_to_the_last_bit(tmp_path):
     values = torch.linspace(0.1, 9000, N)
     t = scope(threshold=values, W_enc=torch.zeros(D, N), b_enc=values, b_dec=torch.zeros(D))
@@ -104,8 +130,8 @@ def test_a_width_or_a_layer_that_the_name_denies_is_refused(tmp_path):
 
 
 def test_what_is_no_autoencoder_of_one_place_is_refused(tmp_path):
-    for folder in ("gemma-scope-2b-pt-transcoders/layer_3", "gemma-scope-2b-pt-res/embedding"):
-        with pytest.raises(ValueError, match="is an? (transcoder|embedding) of Gemma Scope"):
+    for folder in ("gemma-scope-2b-pt-transcoders/layer_3", "gemma-scope-2b-pt-res/embedding", "embedding/width_0k"):
+        with pytest.raises(ValueError, match="it is one of Gemma Scope's (transcoder|embedding)s"):
             load_dictionary(put(tmp_path / folder, "params.npz", scope()))
     skip = scope(str.lower, affine_skip_connection=random(D, D))
     with pytest.raises(ValueError, match="it is a transcoder"):
