@@ -88,6 +88,7 @@ class Files:
 
     def number(self, name: str, otherwise: Any = None) -> float:
         """One number among the tensors, or `otherwise`, what the settings say of it."""
+        self.taken.add(name)
         value = self.content.get(name, otherwise)
         value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -122,8 +123,8 @@ class Files:
 
     def require_all_taken(self, kind: str) -> None:
         """Raise ValueError for floats that nothing was computed with: another kind of dictionary has them."""
-        left = [name for name in self.content if self.ndim(name) and name not in self.taken]
-        if left := [name for name in left if self.content[name].is_floating_point()]:
+        left = [name for name, value in self.content.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        if left := [name for name in left if name not in self.taken]:
             raise self.cannot(f"{kind} has no tensor {left[0]}, so it is of another kind, which is not known here")
 
     def beside(self, name: str) -> dict[str, Any]:

@@ -21,6 +21,10 @@ from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.released import layer_normed
 
 SCALER = "activation_scaler.json"  # of SAELens, beside what it saves under way
+PROCESSED = (  # center_writing_weights of HookedTransformer.from_pretrained, which SAELens called until its version 4
+    "it was trained on TransformerLens's processed model, whose activations, if it has LayerNorm, lack their mean over "
+    "the coordinates"
+)
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
 UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with such tensors"
 SHARED = {  # tensors that more than one class has: by them, and the class that the fork of dictionary_learning publishes
@@ -75,9 +79,7 @@ def sparsify(files: Files) -> Published:
     files.agree(settings, {"d_in": d} | ({"num_latents": n} if settings.get("num_latents") else {}))
     weights = files.take("encoder.weight", n, d), files.take("W_dec", n, d)
     biases = files.take("encoder.bias", n), files.take("b_dec", d)
-    layer = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", files.path.parent.name)
-    hook = f"blocks.{layer[1]}.hook_resid_post" if layer else files.path.parent.name
-    origin = Origin("sparsify TopK", files.source, files.dtype("W_dec"), hook=hook)
+    origin = Origin("sparsify TopK", files.source, files.dtype("W_dec"), hook=_block_or(files.path.parent.name))
     return Published(build.autoencoder(*weights, *biases, build.top_k(files.number("k", settings.get("k")))), origin)
 
 
@@ -126,9 +128,23 @@ def _sae_lens_origin(files: Files, architecture: str) -> Origin:
     hook = files.word("hook_name", about) or files.word("hook_point", about)
     if about.get("hook_name_out") not in (None, hook):
         raise files.cannot("it is a transcoder, which writes another place than it reads")
-    where = {"model": files.word("model_name", about), "hook": hook, "caution": _of_heads(about)}
+    where = {"model": files.word("model_name", about), "hook": hook and _block_or(hook), "caution": _cautions(about)}
     text = {"context": about.get("context_size"), "bos": about.get("prepend_bos")}
     return Origin(f"SAELens {architecture}", files.source, files.dtype("W_dec"), **where, **text)
+
+
+def _block_or(place: str) -> str:
+    """TransformerLens's name of what leaves a block that transformers names; any other place as it is."""
+    block = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", place)
+    return f"blocks.{block[1]}.hook_resid_post" if block else place
+
+
+def _cautions(about: dict) -> str:
+    loaded, version = about.get("model_from_pretrained_kwargs"), str(about.get("sae_lens_training_version") or "")
+    centred = isinstance(loaded, dict) and loaded.get("center_writing_weights")
+    old = "hook_point" in about or version.startswith(("1.", "2.", "3."))
+    processed = (old or centred) and about.get("normalize_activations") != "layer_norm"  # which takes the mean away
+    return "; ".join(filter(None, (_of_heads(about), PROCESSED if processed else "")))
 
 
 def _of_heads(about: dict) -> str:
@@ -183,7 +199,8 @@ def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder
     match kind:
         case "JumpReluAutoEncoder":
             jump = build.jump_relu(files.take("threshold", n))
-            return build.autoencoder(*weights, b_enc, files.take("b_dec", d), jump, centred=False), ""
+            centred = files.setting("apply_b_dec_to_input", bool, False, trainer)
+            return build.autoencoder(*weights, b_enc, files.take("b_dec", d), jump, centred), ""
         case "GatedAutoEncoder":
             gate = files.take("gate_bias", n)
             activation = build.gated(files.take("r_mag", n), gate, files.take("mag_bias", n))
@@ -195,6 +212,7 @@ def _of_class(files: Files, kind: str, trainer: dict) -> tuple[SparseAutoencoder
             return build.autoencoder(*weights, *biases, ReLU(), centred=False), ""
         case "AutoEncoderTopK":
             activation = build.top_k(files.number("k", trainer.get("k")))
+            files.taken.add("threshold")  # which its own encoding leaves
             return build.autoencoder(*weights, files.take("encoder.bias", n), files.take("b_dec", d), activation), ""
         case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
             threshold = files.number("threshold")

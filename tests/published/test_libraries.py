@@ -80,6 +80,34 @@ def test_earlier_versions_of_sae_lens_use_other_names(tmp_path):
     assert published.origin.hook == "blocks.3.hook_mlp_out"
 
 
+def test_what_was_trained_on_a_processed_model_says_so(tmp_path):
+    def caution(**settings):
+        return load_dictionary(put_lens(tmp_path, lens(), settings)).origin.caution
+
+    for settings in (
+        {"hook_point": "blocks.8.hook_resid_pre"},  # jbloom/GPT2-Small-SAEs-Reformatted
+        {"hook_name": "blocks.8.hook_resid_pre", "sae_lens_training_version": "3.13.0"},
+        {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+    ):
+        assert "lack their mean over the coordinates" in caution(**settings)
+        assert caution(**settings, normalize_activations="layer_norm") == ""
+    assert caution(metadata={"model_from_pretrained_kwargs": {"center_writing_weights": False}}) == ""
+    assert caution(hook_name="blocks.8.hook_resid_pre", sae_lens_training_version="5.10.5") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("model.layers.12", "blocks.12.hook_resid_post"),
+        ("transformer.h.12", "blocks.12.hook_resid_post"),
+        ("model.layers.12.mlp", "model.layers.12.mlp"),
+    ],
+)
+def test_a_block_may_be_named_as_transformers_names_it(tmp_path, name, site):
+    published = load_dictionary(put_lens(tmp_path, lens(), {"metadata": {"hook_name": name}}))
+    assert published.origin.site == site and published.origin.layer == 12
+
+
 @pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("centred", [True, False])
 def test_activations_that_sae_lens_normalises_while_it_runs(tmp_path, mode, centred):
@@ -322,6 +350,10 @@ def test_jump_relu_of_dictionary_learning_does_not_subtract_the_bias(tmp_path):
     for settings in (trainer("JumpReluAutoEncoder"), None):
         published = load_dictionary(put(tmp_path / str(bool(settings)), "ae.pt", t, settings))
         torch.testing.assert_close(published.encode(X), a.relu() * (a > t["threshold"]), rtol=1e-5, atol=1e-5)
+    settings = trainer("JumpReluAutoEncoder", apply_b_dec_to_input=True)  # as it does what it took over from SAELens
+    a = (X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    published = load_dictionary(put(tmp_path / "centred", "ae.pt", t, settings))
+    torch.testing.assert_close(published.encode(X), a.relu() * (a > t["threshold"]), rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_class_is_named(tmp_path):

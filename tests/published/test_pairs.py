@@ -111,8 +111,9 @@ def test_three_layers_are_no_pair(tmp_path):
 
 def test_a_threshold_is_not_left_out_of_kissanes_crosscoder(tmp_path):
     t = {"W_enc": random(2, D, N), "W_dec": random(N, 2, D), "b_enc": random(N), "b_dec": random(2, D)}
-    with pytest.raises(ValueError, match="Kissane CrossCoder has no tensor log_threshold, so it is of another kind"):
-        load_dictionary(put(tmp_path, "cc_weights.pt", t | {"log_threshold": random(N)}))
+    for name, threshold in {"threshold": torch.tensor(0.5), "log_threshold": random(N)}.items():
+        with pytest.raises(ValueError, match=f"Kissane CrossCoder has no tensor {name}, so it is of another kind"):
+            load_dictionary(put(tmp_path, "cc_weights.pt", t | {name: threshold}))
 
 
 def test_kissanes_crosscoder_and_its_two_scales(tmp_path):
