@@ -25,7 +25,8 @@ SERVED = {"openai-community/gpt2": "docs-gpt2", "google/gemma-2-2b": "docs-gemma
 SERVED |= {"google/gemma-2-2b-it": "docs-gemma2-chat"}
 WORDS = sorted(set(re.findall(r"[a-z]+", (ROOT / "README.md").read_text(encoding="utf-8"))))
 CARD = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
-ONLY = os.environ.get("HUB_NOTEBOOKS", "02 05 09 11")  # others on request
+TESTED = "02 05 09 11"
+ONLY = os.environ.get("HUB_NOTEBOOKS", TESTED)  # others on request
 WITHOUT_CLAIMS = {"00"}
 ON_EMBEDDED = {"12", "13", "14"}  # whatever the subject, as what they claim needs planted differences
 NEEDS_BEHAVIOURS = {"11": {"C33"}}  # claims that dialogues of the hub cannot decide

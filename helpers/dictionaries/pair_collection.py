@@ -6,7 +6,7 @@
     self           base against itself: nothing differs
     quirk          chat against itself trained on to agree with any opinion (embedded subject only)
     injected       activations of base, with planted directions on top: the truth is known
-    injected-gpt2  the same on the GPT-2 of the first notebooks
+    injected-gpt2  the same on the GPT-2 of the first notebooks, which on Gemma 3 are of Gemma 3 as well: not there
 
 All read half plain text and half dialogue, but for the last, which reads plain text. Dialogues are those of the chat
 model, for the quirk its own. What one notebook has trained the next one loads. The reference collection sees more
@@ -147,12 +147,14 @@ class TrainedPairs:
     @cached_property
     def pairs(self) -> list[str]:
         """The pairs that this subject has."""
-        return [name for name in PAIRS if name not in TRAINED_ON or self.subject == "embedded"]
+        missing = {"embedded": (), "gemma": (*TRAINED_ON, "injected-gpt2")}.get(self.subject, TRAINED_ON)
+        return [name for name in PAIRS if name not in missing]
 
     def pair(self, name: str) -> SubjectPair:
         """Raises ValueError for a pair that does not exist."""
-        if name not in self.pairs or name.startswith("injected"):
-            raise ValueError(f"there is no pair of models {name!r}: choose of {', '.join(self.pairs[:-2])}")
+        known = [pair for pair in self.pairs if not pair.startswith("injected")]
+        if name not in known:
+            raise ValueError(f"there is no pair of models {name!r}: choose of {', '.join(known)}")
         if name in TRAINED_ON:
             before = self.base if name == "longer" else self.chat
             return SubjectPair(before, load_subject(TRAINED_ON[name], dtype=self._dtype))

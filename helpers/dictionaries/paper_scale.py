@@ -3,8 +3,8 @@
 Counted for the training that `sharded` divides over p processes, with b the bytes of a number in the products:
 
     state       weights, both moments of Adam and their average, 4 bytes a number; tokens since each latent fired
-    working     copies of both weights for products in 16 bits, a block of pre-activations, the pairs that are on, the
-                offers of all processes for a block of tokens, and the batch
+    working     copies of both weights for products in 16 bits, a block of pre-activations, the pairs that are on and
+                AuxK's, as while latents are dead, the offers of all processes for a block of tokens, and the batch
     traffic     what a process receives in a step: (p - 1) k b a token for the offers, 2 (p - 1) / p 4 d for x_hat, and
                 while latents are dead both once more with AuxK's k
     seconds     products / their rate + bytes through memory / its rate + traffic / its rate, nothing at the same time
@@ -75,7 +75,8 @@ def memory_bytes(run: Run, processes: int, number: int, gpu: bool) -> dict[str, 
     n, block = -(-run.n_latents // processes), min(run.batch, kernels.BLOCK["gpu" if gpu else "cpu"])
     state = (3 + run.ema) * 4 * (n * (2 * run.d + 1) + run.d) + 8 * n
     copies = (number < 4) * number * n * 2 * run.d
-    pairs, offers = 48 * run.k * run.batch, (processes > 1) * processes * run.k * block * (3 * number + 9)
+    pairs, most = 48 * (run.k + run.k_aux) * run.batch, max(run.k, run.k_aux)
+    offers = (processes > 1) * processes * most * block * (3 * number + 9)
     return {
         "state": state,
         "working": copies + number * block * n + pairs + offers + 6 * 4 * run.d * run.batch,

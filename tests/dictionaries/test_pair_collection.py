@@ -236,6 +236,7 @@ def test_the_plan_the_seeds_and_the_harvest_are_its_settings(open_shelf):
 
 def test_pairs_that_do_not_exist(open_shelf):
     assert open_shelf().pairs == list(PAIRS) and {"longer", "quirk"}.isdisjoint(open_shelf("hub").pairs)
+    assert set(open_shelf("hub").pairs) - set(open_shelf("gemma").pairs) == {"injected-gpt2"}  # it would be Gemma's
     with pytest.raises(ValueError, match="no pair of models 'other': choose of chat, scaled, longer, self, quirk"):
         open_shelf().pair("other")
     with pytest.raises(ValueError, match="no pair of models 'longer': choose of chat, scaled, self"):

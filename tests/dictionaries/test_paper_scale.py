@@ -55,6 +55,15 @@ def test_state_of_two_processes_is_that_of_half_the_latents(monkeypatch):
     assert memory_bytes(RUN, 2, 4, gpu=False)["state"] == held
 
 
+def test_memory_holds_the_pairs_of_auxk_as_well_which_are_more_than_those_that_are_on():
+    with_auxk, without = (
+        memory_bytes(run, 1, 4, gpu=False)["working"] for run in (RUN, dataclasses.replace(RUN, k_aux=0))
+    )
+    assert with_auxk - without == 48 * RUN.k_aux * RUN.batch
+    gpt_2 = PAPERS["GPT-2, 131 thousand"]
+    assert memory_bytes(gpt_2, 1, 2, gpu=True)["working"] > 48 * 512 * gpt_2.batch
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_traffic_is_what_a_step_sends(dead, monkeypatch):
     monkeypatch.setattr(products, "has_fast_bf16", lambda *_: False)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from test_notebooks_hub import TESTED
 
 from helpers.base.storage import MODELS
 from helpers.subjects.model_files import load_pretrained
@@ -15,6 +16,12 @@ SPENT = {"set-up": 0.5, "figures": 0.25, "training": 1.0, "harvest": 2.0, "evalu
 def test_the_page_is_current():
     text = PAGE.read_text(encoding="utf-8")
     assert text == filled_page(text), "run `make pages` and commit what it changed"
+
+
+def test_the_page_names_the_notebooks_that_are_tested_on_a_stand_in_for_the_hub():
+    *others, last = TESTED.split()
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"and {', '.join(others)} and {last} on a stand-in for the hub" in text
 
 
 def test_a_run_is_carried_over_by_hand(monkeypatch):
