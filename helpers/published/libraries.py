@@ -28,7 +28,7 @@ PROCESSED = (  # center_writing_weights of HookedTransformer.from_pretrained, wh
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
 UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with such tensors"
 SHARED = {  # tensors that more than one class has: by them, and the class that the fork of dictionary_learning publishes
-    "decoder.bias": ("an AutoEncoderNew, or of Llama Scope, which scales and thresholds activations", "AutoEncoderNew"),
+    "decoder.bias": ("an AutoEncoderNew, or of Llama Scope, which is not read here", "AutoEncoderNew"),
     "threshold": ("an AutoEncoderTopK or a BatchTopKSAE", "BatchTopKSAE"),
 }
 SCALING = {"target_rms", "activation_mean", "activation_std", "activation_global_scale"}  # of crosscoder_learning
@@ -182,7 +182,7 @@ def _class_of(files: Files, trainer: dict) -> tuple[str, str]:
     candidates, published = next((SHARED[name] for name in SHARED if name in files), ("", "AutoEncoderTopK"))
     if candidates and "activation_dim" not in trainer:  # which the fork gives on the hub
         raise ValueError(
-            f"{files.path} is {candidates}, whose tensors are the same: put its config.json beside it, or one that says "
+            f"{files.path} is {candidates}, and its tensors do not tell: put its config.json beside it, or one that says "
             f'{{"dict_class": "{published}"}}'
         )
     return published, UNNAMED if candidates else ""

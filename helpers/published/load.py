@@ -79,7 +79,7 @@ def _place(source: str) -> Path:
     path = Path(os.path.expanduser(source))
     if source and os.path.exists(path):
         return path
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.=-]*)+", source) or path.parent.is_dir():
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.=:+,@-]*)+", source) or path.parent.is_dir():
         raise FileNotFoundError(
             f"there is no dictionary at {source!r}: give a file, a folder, or a hub id such as owner/repository/folder"
         )

@@ -50,6 +50,14 @@ def test_only_the_files_of_one_folder_are_fetched(inner, fetched):
     assert list(utils.filter_repo_objects(there, **load._patterns(inner))) == fetched
 
 
+@pytest.mark.parametrize("inner", ["sae_group_gpt2_blocks.0.hook_mlp_out_24576:v2", "L0_lr1.2e-03_l11.8e+00_v9.pt"])
+def test_an_id_may_have_what_stands_in_names_of_published_files(inner, monkeypatch):
+    asked = []
+    monkeypatch.setattr(load, "snapshot", lambda repo, whole, instead, **files: asked.append((repo, files)))
+    load._place(f"owner/repository/{inner}")
+    assert asked[0][0] == "owner/repository" and asked[0][1]["allow_patterns"][0].startswith(inner)
+
+
 @pytest.mark.parametrize("source", ["nowhere", "./nowhere/at/all", "/nowhere/at/all", "az://openaipublic/x/8.pt"])
 def test_a_source_that_is_nothing_says_what_can_be_given(source):
     with pytest.raises(FileNotFoundError, match="there is no dictionary at .*: give a file, a folder, or a hub id"):
