@@ -46,8 +46,9 @@ def sae_lens(files: Files) -> Published:
     files.agree(settings, {"d_in": d, "d_sae": n})
     W_enc, W_dec, b_dec = files.take("W_enc", d, n).T, files.take("W_dec", n, d), files.take("b_dec", d)
     architecture, b_enc, activation = _sae_lens_activation(files, n)
-    if "scaling_factor" in files:
-        W_dec = W_dec * _finetuned(files, n).unsqueeze(1)
+    for name in ("scaling_factor", "finetuning_scaling_factor"):  # as it was named first, and as versions 3 to 5 save it
+        if name in files:
+            W_dec = W_dec * _finetuned(files, name, n).unsqueeze(1)
     if architecture in ("topk", "batchtopk") and files.setting("rescale_acts_by_decoder_norm", bool):
         norms = W_dec.norm(dim=1)  # latents are counted, and ranked, as if decoder rows had unit norm
         W_enc, W_dec, b_enc = W_enc * norms.unsqueeze(1), W_dec / norms.unsqueeze(1), b_enc * norms
@@ -115,11 +116,11 @@ def _sae_lens_activation(files: Files, n: int) -> tuple[str, Tensor, nn.Module]:
     return architecture, b_enc, build.jump_relu(files.take("threshold", n))
 
 
-def _finetuned(files: Files, n: int) -> Tensor:
+def _finetuned(files: Files, name: str, n: int) -> Tensor:
     """By how much each latent counts more in the reconstruction, (n,)."""
-    factors = files.take("scaling_factor", n)
+    factors = files.take(name, n)
     if not files.setting("finetuning_scaling_factor", bool) and not torch.allclose(factors, torch.ones(n)):
-        raise files.cannot("it has a scaling_factor that its settings do not speak of: fetch both again")
+        raise files.cannot(f"it has a {name} that its settings do not speak of: fetch both again")
     return factors
 
 

@@ -174,16 +174,17 @@ def test_what_computes_something_else_is_no_autoencoder_of_sae_lens(tmp_path, te
     load_dictionary(put_lens(tmp_path, lens(), {"metadata": PLACE | {"hook_name_out": PLACE["hook_name"]}}))
 
 
-def test_a_fine_tuned_scaling_factor_acts_on_the_reconstruction_alone(tmp_path):
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_a_fine_tuned_scaling_factor_acts_on_the_reconstruction_alone(tmp_path, name):
     factor = random(N, seed=9).exp()
-    t, s = lens(scaling_factor=factor), {"finetuning_scaling_factor": True}
+    t, s = lens(**{name: factor}), {"finetuning_scaling_factor": True}
     published = load_dictionary(put_lens(tmp_path, t, s))
     z = latents_of_sae_lens(t, X, CONFIG)
     torch.testing.assert_close(published.encode(X), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(published.reconstruct(X), z * factor @ t["W_dec"] + t["b_dec"], rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="a scaling_factor that its settings do not speak of"):
+    with pytest.raises(ValueError, match=f"a {name} that its settings do not speak of"):
         load_dictionary(put_lens(tmp_path, t, {}))
-    load_dictionary(put_lens(tmp_path, lens(scaling_factor=torch.ones(N)), {}))
+    load_dictionary(put_lens(tmp_path, lens(**{name: torch.ones(N)}), {}))
 
 
 @pytest.mark.parametrize(
