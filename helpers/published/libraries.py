@@ -27,7 +27,7 @@ PROCESSED = (  # center_writing_weights of HookedTransformer.from_pretrained, wh
 )
 UNTRAINED = "its threshold was never set in training, so every positive latent is kept"
 UNNAMED = "its class is not said, and taken for the one that crosscoder_learning publishes with such tensors"
-SHARED = {  # tensors that more than one class has: by them, and the class that the fork of dictionary_learning publishes
+SHARED = {  # tensors that several classes have: these, and the one that the fork of dictionary_learning publishes
     "decoder.bias": ("an AutoEncoderNew, or of Llama Scope, which is not read here", "AutoEncoderNew"),
     "threshold": ("an AutoEncoderTopK or a BatchTopKSAE", "BatchTopKSAE"),
 }
@@ -46,7 +46,10 @@ def sae_lens(files: Files) -> Published:
     files.agree(settings, {"d_in": d, "d_sae": n})
     W_enc, W_dec, b_dec = files.take("W_enc", d, n).T, files.take("W_dec", n, d), files.take("b_dec", d)
     architecture, b_enc, activation = _sae_lens_activation(files, n)
-    for name in ("scaling_factor", "finetuning_scaling_factor"):  # as it was named first, and as versions 3 to 5 save it
+    for name in (
+        "scaling_factor",
+        "finetuning_scaling_factor",
+    ):  # as it was named first, and as versions 3 to 5 save it
         if name in files:
             W_dec = W_dec * _finetuned(files, name, n).unsqueeze(1)
     if architecture in ("topk", "batchtopk") and files.setting("rescale_acts_by_decoder_norm", bool):
@@ -183,7 +186,7 @@ def _class_of(files: Files, trainer: dict) -> tuple[str, str]:
     candidates, published = next((SHARED[name] for name in SHARED if name in files), ("", "AutoEncoderTopK"))
     if candidates and "activation_dim" not in trainer:  # which the fork gives on the hub
         raise ValueError(
-            f"{files.path} is {candidates}, and its tensors do not tell: put its config.json beside it, or one that says "
+            f"{files.path} is {candidates}, and its tensors do not tell: put its config.json beside it, or one of "
             f'{{"dict_class": "{published}"}}'
         )
     return published, UNNAMED if candidates else ""

@@ -275,7 +275,13 @@ def test_what_the_fork_publishes_on_the_hub_names_no_class(tmp_path):
     assert load_dictionary(tmp_path / "b").origin.kind == "dictionary_learning JumpReluAutoEncoder"
 
 
-LLAMA_SCOPE = {"sae_type": "sae", "act_fn": "jumprelu", "d_model": D, "expansion_factor": 2, "norm_activation": "inference"}
+LLAMA_SCOPE = {
+    "sae_type": "sae",
+    "act_fn": "jumprelu",
+    "d_model": D,
+    "expansion_factor": 2,
+    "norm_activation": "inference",
+}
 
 
 def test_what_scales_and_thresholds_under_the_names_of_autoencoder_new_is_not_taken_for_it(tmp_path):
