@@ -16,7 +16,7 @@ Every k' comes from one pass of the encoder and one sorting.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,6 +71,24 @@ def evaluate(sae: SparseAutoencoder, x: Tensor, batch: int = 4096) -> Quality:
     total = (x - x.mean(0)).square().sum(dtype=torch.float64).item()
     density = counts / len(x)
     return Quality(error / total, l0.mean().item(), l0.std().item(), (counts == 0).float().mean().item(), density)
+
+
+@torch.no_grad()
+def silent(sae: SparseAutoencoder, batches: Iterable[Tensor], windows: Sequence[int]) -> dict[int, float]:
+    """Share of the latents that no token of a window turns on, for each window: as many tokens from the first on.
+
+    A rare latent is silent in a short window, a dead one in each. Of `batches` (n, d_model) a window has those that end
+    in it. Raises ValueError for batches that end before a window.
+    """
+    sae.eval()
+    since, read = torch.full((sae.n_latents,), math.inf), 0  # tokens read when a latent was first on
+    for x in batches:
+        read += len(x)
+        on = (sae.encode(x) > 0).view(-1, sae.n_latents).any(0).cpu()
+        since = torch.where(on, since.clamp(max=read), since)
+    if read < max(windows):
+        raise ValueError(f"a window of {max(windows):,} tokens in {read:,}: give more batches, or ask for less")
+    return {window: (since > window).float().mean().item() for window in windows}
 
 
 def at_matched_l0(l0: list[float], error: list[float], wanted: float) -> float:

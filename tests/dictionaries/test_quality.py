@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.dictionaries.autoencoders import Gated, MultiTopK, ReLU, SparseAutoencoder, TopK
-from helpers.dictionaries.quality import at_matched_l0, evaluate, keep_largest, nmse, recovery, refine, threshold
+from helpers.dictionaries.quality import (
+    at_matched_l0,
+    evaluate,
+    keep_largest,
+    nmse,
+    recovery,
+    refine,
+    silent,
+    threshold,
+)
 
 
 def random_sae(activation, d=6, n=20, seed=0):
@@ -49,6 +58,21 @@ def test_dead_share_by_hand():
     with torch.no_grad():
         sae.b_enc.copy_(torch.tensor([-100.0, 100.0, 100.0, -100.0]))
     assert evaluate(sae, torch.randn(30, 2)).dead == 0.5
+
+
+def test_a_rare_latent_is_silent_in_a_short_window_and_a_dead_one_in_each():
+    sae = SparseAutoencoder(3, 3, ReLU())
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(3))
+    batches = [torch.tensor([[1.0, -1, -1]] * 2), torch.tensor([[-1.0, -1, -1]] * 2), torch.tensor([[1.0, 1, -1]] * 2)]
+    assert silent(sae, batches, [1, 2, 5, 6]) == pytest.approx({1: 1, 2: 2 / 3, 5: 2 / 3, 6: 1 / 3})
+    with pytest.raises(ValueError, match="a window of 7 tokens in 6: give more batches"):
+        silent(sae, batches, [2, 7])
+
+
+def test_silence_in_all_of_a_sample_is_its_dead_share():
+    sae, x = random_sae(TopK(1)), torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    assert silent(sae, x.split(7), [40])[40] == pytest.approx(evaluate(sae, x).dead)
 
 
 def test_matched_l0_by_hand():
