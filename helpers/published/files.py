@@ -21,12 +21,8 @@ WEIGHTS = {  # what libraries call the weights of a folder, and their settings; 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 KINDS = {bool: "true or false", str: "a text", dict: "a dictionary"}
 ROWS = 65_536  # checked at a time
-COUNTS = (
-    "stats_last_nonzero",
-    "latents_mean_square",
-    "num_tokens_since_fired",
-    "num_batches_not_active",
-)  # of training
+COUNTS = ("stats_last_nonzero", "latents_mean_square")  # of training
+COUNTS += ("num_tokens_since_fired", "num_batches_not_active")
 
 
 class Files:

@@ -20,6 +20,7 @@ from helpers.published.files import Files
 from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.released import layer_normed
 
+FINETUNED = ("scaling_factor", "finetuning_scaling_factor")  # as first named, and as SAELens 3 to 5 save it
 SCALER = "activation_scaler.json"  # of SAELens, beside what it saves under way
 PROCESSED = (  # center_writing_weights of HookedTransformer.from_pretrained, which SAELens called until its version 4
     "it was trained on TransformerLens's processed model, whose activations, if it has LayerNorm, lack their mean over "
@@ -46,10 +47,7 @@ def sae_lens(files: Files) -> Published:
     files.agree(settings, {"d_in": d, "d_sae": n})
     W_enc, W_dec, b_dec = files.take("W_enc", d, n).T, files.take("W_dec", n, d), files.take("b_dec", d)
     architecture, b_enc, activation = _sae_lens_activation(files, n)
-    for name in (
-        "scaling_factor",
-        "finetuning_scaling_factor",
-    ):  # as it was named first, and as versions 3 to 5 save it
+    for name in FINETUNED:
         if name in files:
             W_dec = W_dec * _finetuned(files, name, n).unsqueeze(1)
     if architecture in ("topk", "batchtopk") and files.setting("rescale_acts_by_decoder_norm", bool):
@@ -186,7 +184,7 @@ def _class_of(files: Files, trainer: dict) -> tuple[str, str]:
     candidates, published = next((SHARED[name] for name in SHARED if name in files), ("", "AutoEncoderTopK"))
     if candidates and "activation_dim" not in trainer:  # which the fork gives on the hub
         raise ValueError(
-            f"{files.path} is {candidates}, and its tensors do not tell: put its config.json beside it, or one of "
+            f"{files.path} is {candidates}, and its tensors do not tell: put its config.json beside it, or one with "
             f'{{"dict_class": "{published}"}}'
         )
     return published, UNNAMED if candidates else ""
