@@ -15,6 +15,7 @@ Bookkeeping (dead latents, schedules) lives in training.py, so that no architect
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +142,14 @@ class BatchTopK(nn.Module):
         self.threshold.copy_(torch.stack(thresholds).mean())
 
 
+class Competition(NamedTuple):
+    """Latents that compete for the same places."""
+
+    k: int  # places for each token
+    sizes: Tensor | None  # (n_latents,) what they are ranked with; 0 for who takes no part
+    rows: Tensor  # (n_latents, d), of the decoder, that the winners write with
+
+
 class SparseAutoencoder(nn.Module):
     """Encoder, activation, decoder. `forward(x)` is the reconstruction of x (batch, d_model).
 
@@ -210,9 +219,14 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
 
-    def competitions(self) -> list[tuple[Tensor | None, Tensor]]:
-        """Where latents compete for their places: sizes, and the decoder rows that the winners write with. Just one."""
-        return [(self.sizes(), self.W_dec)]
+    def competitions(self) -> list[Competition]:
+        """Where latents compete for their places. Just one."""
+        return [Competition(self.activation.k, self.sizes(), self.W_dec)]
+
+    def other_error(self, x: Tensor, parts: list[Tensor]) -> Tensor | float:
+        """What else is to be rebuilt of x (batch, d), by what the winners of each competition write: a weighted squared
+        error, (). Here nothing."""
+        return 0.0
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold of BatchTopK on batches of inputs."""

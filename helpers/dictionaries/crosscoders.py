@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.dictionaries import shards
-from helpers.dictionaries.autoencoders import BatchTopK, ReLU, SparseAutoencoder, TopK
+from helpers.dictionaries.autoencoders import BatchTopK, Competition, ReLU, SparseAutoencoder, TopK
 
 N_MODELS = 2
 SIZES = ("sum", "joint")
@@ -146,9 +146,9 @@ class DecoupledCrosscoder(Crosscoder):
         """(batch, 2, n_latents) -> (batch, 2, d_model)."""
         return shards.summed(torch.einsum("bmn,mnd->bmd", latents, self.decoders), self.group) + self.biases
 
-    def competitions(self) -> list[tuple[Tensor, Tensor]]:
+    def competitions(self) -> list[Competition]:
         """One in each model."""
-        return list(zip(self.norms(), self.decoders, strict=True))
+        return [Competition(self.activation.k, *each) for each in zip(self.norms(), self.decoders, strict=True)]
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         batches = list(batches)

@@ -1,20 +1,25 @@
-"""Crosscoders in which some latents are told beforehand whose they are.
+"""Crosscoders in which some latents are told beforehand what they are for.
 
     dedicated     the first m latents read and write base alone, the next m chat alone: exclusive by construction
     designated    the first m latents write the same row into both models, at a part of the price of the others
+    delta         the first m latents have places of their own, and must rebuild chat - base without the others
 
-Weights are brought back to this after each update.
+The weights of the first two are brought back to this after each update. The third adds to the loss
+
+    weight |(x[1] - x[0]) - sum_{j < m} f_j (W_dec[1, j] - W_dec[0, j]) - (b_dec[1] - b_dec[0])|^2 / variance of x
 
 Sources: Dedicated Feature Crosscoders (arXiv 2602.11729); Anthropic 2025, designated shared features, whose numbers are
-not confirmed. The loss and the competition for places are those of the other crosscoders, so that they compare.
+not confirmed; Delta-Crosscoder (arXiv 2603.04426), whose two k, weight and share of delta latents are not published, so
+that all are arguments here. What is not said is as in the other crosscoders, so that they compare.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from helpers.dictionaries.autoencoders import ReLU
+from helpers.dictionaries.autoencoders import BatchTopK, Competition, ReLU
 from helpers.dictionaries.crosscoders import Crosscoder
 from helpers.dictionaries.sweeps import CrosscoderCell
 
@@ -66,6 +71,80 @@ class DesignatedCrosscoder(Crosscoder):
         """(n_latents,): what a unit of each latent adds, times what that costs."""
         sizes = super().sizes()
         return torch.cat([self.cost * sizes[: self.designated], sizes[self.designated :]])
+
+
+class DeltaCrosscoder(Crosscoder):
+    """`delta` latents compete among themselves for `k_delta` places, the others for the activation's k; what they write
+    must rebuild the difference of the models, at a `weight`. Raises ValueError for no latents of either kind, for more
+    places than latents, for a weight below 0, and for an activation without places."""
+
+    def __init__(
+        self,
+        d_model: int,
+        n_latents: int,
+        activation: BatchTopK,
+        seed: int = 0,
+        *,
+        delta: int,
+        k_delta: int,
+        weight: float,
+        **switches,
+    ):
+        super().__init__(d_model, n_latents, activation, seed, **switches)
+        if not isinstance(activation, BatchTopK) or not weight >= 0:
+            raise ValueError(f"{type(activation).__name__} at a weight of {weight}: give BatchTopK, and 0 or more")
+        if not k_delta <= delta <= n_latents - activation.k:
+            raise ValueError(
+                f"{delta} of {n_latents} latents for the difference, {k_delta} and {activation.k} places: each kind "
+                "needs as many latents as places"
+            )
+        self.delta, self.weight, self.activation_delta = delta, weight, BatchTopK(k_delta)
+        self.switches |= {"delta": delta, "k_delta": k_delta, "weight": weight}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(batch, 2, d_model) -> latents (batch, n_latents)."""
+        delta, others = self._scores(x)
+        return self.unscaled(torch.cat([self.activation_delta(delta), self.activation(others)], 1))
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        batches = list(batches)
+        for i, activation in enumerate((self.activation_delta, self.activation)):
+            activation.calibrate(self._scores(x)[i] for x in batches)
+
+    def competitions(self) -> list[Competition]:
+        """That of the delta latents, then that of the others."""
+        takes_part = torch.arange(self.n_latents, device=self.W_dec.device) < self.delta
+        places = ((self.activation_delta.k, takes_part), (self.activation.k, ~takes_part))
+        return [Competition(k, self.sizes() * which, self.W_dec) for k, which in places]
+
+    def other_error(self, x: Tensor, parts: list[Tensor]) -> Tensor:
+        """Squared error of chat - base as the delta latents write it, times the weight: ()."""
+        base, chat = (x - parts[0] - self.b_dec).unflatten(1, (2, -1)).unbind(1)
+        return self.weight * (chat - base).square().sum(-1).mean()
+
+    def _scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the delta latents, and of the others."""
+        scores = self.scores(x)
+        return scores[:, : self.delta], scores[:, self.delta :]
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaCell(CrosscoderCell):
+    """One Delta-Crosscoder of a sweep; `sparsity` is the places of all latents together."""
+
+    delta: int = 1
+    k_delta: int = 1
+    weight: float = 1.0
+
+    def build(self, d_model: int) -> DeltaCrosscoder:
+        switches = self.switches()
+        del switches["decoupled"]
+        others = BatchTopK(int(self.sparsity) - self.k_delta)
+        return DeltaCrosscoder(d_model, int(self.n_latents), others, int(self.seed), **switches)
+
+    def switches(self) -> dict:
+        given = {"delta": int(self.delta), "k_delta": int(self.k_delta), "weight": float(self.weight)}
+        return super().switches() | given
 
 
 @dataclasses.dataclass(frozen=True)

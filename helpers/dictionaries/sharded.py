@@ -102,7 +102,8 @@ class Together:
 def _competing_in(sae: SparseAutoencoder, group: shards.Group) -> SparseAutoencoder:
     if type(sae.activation) not in (TopK, BatchTopK):
         raise ValueError(f"{type(sae.activation).__name__} is not trained by several processes: use TopK or BatchTopK")
-    if type(sae).constrain is not SparseAutoencoder.constrain:  # it counts latents, and would count those of a part
+    counts = ("constrain", "other_error")  # latents, and would count those of a part
+    if any(getattr(type(sae), name) is not getattr(SparseAutoencoder, name) for name in counts):
         raise ValueError(f"a {type(sae).__name__} is not trained by several processes: use a Crosscoder")
     for module in sae.modules():
         if isinstance(module, TopK | BatchTopK):

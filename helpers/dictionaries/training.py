@@ -100,7 +100,7 @@ class Reconstruction(NamedTuple):
     l0: Tensor  # (): latents on per token, of the whole batch or of its first tokens
     fired: Tensor  # (n_latents,) bool: on for any token of the batch
     price: Tensor | float = 0.0  # (): what sparsity costs, before its weight
-    other_error: Tensor | float = 0.0  # (): squared error of another one: of Gated's gate, MultiTopK's wider code
+    other_error: Tensor | float = 0.0  # (): squared error of another one: Gated's gate, MultiTopK's wider code
 
 
 class Step(NamedTuple):
@@ -317,11 +317,13 @@ def _reconstruct_sparsely(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
         return _reconstruct_twice(sae, x)
     encode = kernels.encode_topk if isinstance(sae.activation, TopK) else kernels.encode_batch_topk
     weights, competitions = (sae.W_enc, sae.b_enc, sae.b_dec), sae.competitions()
-    codes = [encode(x, *weights, sae.activation.k, sizes, group=sae.group) for sizes, _ in competitions]
-    parts = [kernels.decode_sparse(code, rows) for code, (_, rows) in zip(codes, competitions, strict=True)]
-    x_hat = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)) + sae.b_dec
-    l0 = shards.total(sum((code.values > 0).sum() for code in codes), sae.group) / (len(codes) * len(x))
-    return Reconstruction(x_hat, l0, functools.reduce(torch.logical_or, (code.fired() for code in codes)))
+    codes = [encode(x, *weights, each.k, each.sizes, group=sae.group) for each in competitions]
+    parts = [kernels.decode_sparse(code, each.rows) for code, each in zip(codes, competitions, strict=True)]
+    side_by_side = x.shape[1] // parts[0].shape[1]  # else they write into the same place
+    x_hat = (torch.cat(parts, 1) if side_by_side > 1 else functools.reduce(torch.add, parts)) + sae.b_dec
+    l0 = shards.total(sum((code.values > 0).sum() for code in codes), sae.group) / (side_by_side * len(x))
+    fired = functools.reduce(torch.logical_or, (code.fired() for code in codes))
+    return Reconstruction(x_hat, l0, fired, other_error=sae.other_error(x, parts))
 
 
 def _reconstruct_twice(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:

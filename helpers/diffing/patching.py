@@ -30,6 +30,7 @@ from tqdm import tqdm
 from helpers.activations.views import view_of
 from helpers.base.checks import require_finite
 from helpers.dictionaries.autoencoders import SparseAutoencoder
+from helpers.dictionaries.crosscoders import DecoupledCrosscoder
 from helpers.dictionaries.kernels import Code, code_of
 from helpers.subjects.pair import SubjectPair
 from helpers.text.turns import Encoded, Rows, rows_of
@@ -82,7 +83,7 @@ def difference_of(dictionary: SparseAutoencoder, view: str | None = None) -> Dif
     if view is None:
         base, chat = dictionary.decoders.detach()
         base_bias, chat_bias = dictionary.biases.detach()
-        rows = torch.cat([-base, chat]) if len(dictionary.competitions()) > 1 else chat - base  # decoupled, or not
+        rows = torch.cat([-base, chat]) if isinstance(dictionary, DecoupledCrosscoder) else chat - base
         bias = chat_bias - base_bias
         return Difference(lambda x: dictionary.encode(x).flatten(1), rows, bias, dictionary.n_latents)
     if view not in ("difference", "chat"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from helpers.base.storage import save_state, write_atomic
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from helpers.dictionaries.crosscoders import N_MODELS, Crosscoder, DecoupledCrosscoder
+from helpers.dictionaries.designated import DeltaCrosscoder
 from helpers.published.build import just_below, times
 from helpers.published.origin import Inputs, Published
 from helpers.published.pairs import CODES, SIZES
@@ -61,7 +62,8 @@ def write_crosscoder(published: Published, folder: str | Path) -> Path:
     Raises ValueError for what it has no class for, OSError for a disk that cannot be written to.
     """
     crosscoder, origin = published
-    if not isinstance(crosscoder, Crosscoder) or not isinstance(crosscoder.activation, ReLU | BatchTopK):
+    known = isinstance(crosscoder, Crosscoder) and isinstance(crosscoder.activation, ReLU | BatchTopK)
+    if not known or isinstance(crosscoder, DeltaCrosscoder):
         raise ValueError("crosscoder_learning has crosscoders of ReLU and of BatchTopK: for others use write_sae_lens")
     size = "decoupled" if isinstance(crosscoder, DecoupledCrosscoder) else crosscoder.size
     number = next(number for number, name in CODES.items() if SIZES.get(name) == size)

@@ -22,9 +22,9 @@ from helpers.activations.stream import ActivationStream, Harvest
 from helpers.base import products
 from helpers.base.storage import ROOT, load_state, save_state
 from helpers.dictionaries import shards
-from helpers.dictionaries.autoencoders import MultiTopK, ReLU, SparseAutoencoder, TopK
+from helpers.dictionaries.autoencoders import BatchTopK, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.dead_latents import Resample
-from helpers.dictionaries.designated import DedicatedCrosscoder
+from helpers.dictionaries.designated import DedicatedCrosscoder, DeltaCrosscoder
 from helpers.dictionaries.shard_files import load_rows
 from helpers.dictionaries.sharded import Together, part, split
 from helpers.dictionaries.training import TrainConfig, Training, train
@@ -181,9 +181,16 @@ def test_a_process_can_make_its_part_alone_and_parts_differ():
     assert torch.cat([sae.W_dec for sae in parts]).unique(dim=0).shape == (50, 8)
 
 
-def test_crosscoders_with_latents_of_their_own_kind_are_refused():
-    with pytest.raises(ValueError, match="a DedicatedCrosscoder is not trained by several processes"):
-        split(DedicatedCrosscoder(8, N, TopK(3), dedicated=2), OneOf(0, 2))
+@pytest.mark.parametrize(
+    "crosscoder",
+    [
+        DedicatedCrosscoder(8, N, TopK(3), dedicated=2),
+        DeltaCrosscoder(8, N, BatchTopK(3), delta=4, k_delta=2, weight=1.0),
+    ],
+)
+def test_crosscoders_with_latents_of_their_own_kind_are_refused(crosscoder):
+    with pytest.raises(ValueError, match=f"a {type(crosscoder).__name__} is not trained by several processes"):
+        split(crosscoder, OneOf(0, 2))
 
 
 def test_other_remedies_are_refused():

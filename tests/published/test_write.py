@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
+from helpers.dictionaries.designated import DeltaCrosscoder
 from helpers.published.load import load_dictionary
 from helpers.published.origin import Inputs, Origin, Published
 from helpers.published.write import write_crosscoder, write_sae_lens
@@ -96,13 +97,16 @@ def test_settings_are_those_that_sae_lens_writes(tmp_path):
 
 def test_what_they_have_no_place_for_is_one_sentence(tmp_path):
     sae, pair = SparseAutoencoder(D, N, ReLU()), Crosscoder(D, N, TopK(2))
+    two_places = DeltaCrosscoder(D, N, BatchTopK(2), delta=3, k_delta=1, weight=1.0)
     fixed = Inputs("fixed", torch.zeros(D), torch.ones(1), torch.ones(1))
+    none_such = "crosscoder_learning has crosscoders of ReLU and of BatchTopK"
     for written, by, message in (
         (Published(pair, ORIGIN), write_sae_lens, "SAELens has no crosscoders: use write_crosscoder"),
         (Published(sae, ORIGIN.with_inputs(fixed)), write_sae_lens, "SAELens has no inputs 'fixed'"),
         (Published(SparseAutoencoder(D, N, BatchTopK(2)), ORIGIN), write_sae_lens, "BatchTopK has no threshold yet"),
-        (Published(sae, ORIGIN), write_crosscoder, "crosscoder_learning has crosscoders of ReLU and of BatchTopK"),
-        (Published(pair, ORIGIN), write_crosscoder, "crosscoder_learning has crosscoders of ReLU and of BatchTopK"),
+        (Published(sae, ORIGIN), write_crosscoder, none_such),
+        (Published(pair, ORIGIN), write_crosscoder, none_such),
+        (Published(two_places, ORIGIN), write_crosscoder, none_such),
         (
             Published(Crosscoder(D, N, ReLU()), ORIGIN.with_inputs(Inputs("unit"))),
             write_crosscoder,
