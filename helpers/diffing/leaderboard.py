@@ -20,7 +20,7 @@ must reward, and directions drawn at random.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -70,15 +70,20 @@ class Method:
     calls: str = "no cut"
 
 
-def score_method(method: Method, pairs: TrainedPairs, n_dialogues: int = 64) -> pd.DataFrame:
+def score_method(
+    method: Method, pairs: TrainedPairs, n_dialogues: int = 64, on: Sequence[str] | None = None
+) -> pd.DataFrame:
     """A row for each of the collection's seeds: method, seed, planted_10 ..., prompt_10 ..., decision_10 ...,
-    kl_10 ..., kl-own_10 ..., false_self, false_longer.
+    kl_10 ..., kl-own_10 ..., false_self, false_longer; or what is measured `on` some of these pairs.
 
     The first `n_dialogues` held-out dialogues are patched. Pairs that the subject does not have are left out.
     Behaviours are NaN where no token is labelled, and so is what a method without a cut calls. Raises ValueError for a
-    code that does not fit the candidates.
+    pair on which nothing is measured, and for a code that does not fit the candidates.
     """
-    return pd.DataFrame([_row(method, pairs, seed, n_dialogues) for seed in pairs.seeds])
+    known = ("injected", "chat", *NULLS)
+    if unknown := [name for name in on or () if name not in known]:
+        raise ValueError(f"nothing is measured on the pair {unknown[0]!r}: choose of {', '.join(known)}")
+    return pd.DataFrame([_row(method, pairs, seed, n_dialogues, on or known) for seed in pairs.seeds])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -97,9 +102,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return percent_table(summary(rows), "method", "measure")
 
 
-def _row(method: Method, pairs: TrainedPairs, seed: int, n_dialogues: int) -> dict:
+def _row(method: Method, pairs: TrainedPairs, seed: int, n_dialogues: int, on: Sequence[str]) -> dict:
     row = {"method": method.name, "seed": seed}
-    for name in ("injected", "chat", *(null for null in NULLS if null in pairs.pairs)):
+    for name in (pair for pair in on if pair in pairs.pairs):
         found = method.fit(pairs, name, seed)
         live, sizes = sized(found, pairs.heldout(name).x)
         order = ranked(sizes if found.scores is None else found.scores, live)

@@ -36,7 +36,7 @@ class Claim:
     claim: str
     paper: str
     measured: str  # what is measured here, with the name of each number in backticks
-    notebook: str  # the one that checks it, empty where none does
+    notebook: str  # the one that checks it
     reproduced: str  # expectations, both empty for a claim that nothing judges
     partly: str
     redeclared: str  # what was changed after a run had been judged, and why; empty for most

@@ -191,8 +191,7 @@ class Run:
         claims = load_claims()
         if claim_id not in claims:
             raise ValueError(f"there is no claim {claim_id!r}: data/claims.csv declares G1 to G40 and C1 to C52")
-        home = claims[claim_id].notebook or "none yet"
-        if home != self.notebook:
+        if (home := claims[claim_id].notebook) != self.notebook:
             raise ValueError(f"{claim_id} belongs to notebook {home}, not {self.notebook}: see data/claims.csv")
         return claims[claim_id]
 

@@ -127,8 +127,7 @@ def leaderboard(results: Path = RESULTS) -> str:
 def _claim_cells(row: dict) -> list[str]:
     claim = row["claim"]
     where = ", ".join(filter(None, (claim.source, claim.section)))
-    verdict = row["verdict"] if claim.notebook else f"{row['verdict']}: no notebook measures it"
-    judged = f"{MARKS[row['verdict']]} {verdict}" + (f": {row['why']}" if row["why"] else "")
+    judged = f"{MARKS[row['verdict']]} {row['verdict']}" + (f": {row['why']}" if row["why"] else "")
     return [claim.id, f"{claim.claim} ({where})", claim.paper, _measured(row), str(row["seeds"] or ""), judged]
 
 

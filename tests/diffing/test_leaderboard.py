@@ -382,6 +382,17 @@ def test_every_method_gives_a_row_for_each_seed(pairs, monkeypatch):
     pd.testing.assert_frame_equal(again, board[board.method == "decoupled"].reset_index(drop=True))
 
 
+def test_a_method_may_be_scored_on_some_of_the_pairs(pairs):
+    whole = score_method(CONTROLS[0], pairs)
+    for on in (["injected"], ["longer", "injected"]):
+        part = score_method(CONTROLS[0], pairs, on=on)
+        measured = [f"planted_{m}" for m in leaderboard.TOPS] + ["false_longer"] * ("longer" in on)
+        assert sorted(part) == sorted(["method", "seed", *measured])
+        pd.testing.assert_frame_equal(part, whole[list(part)])
+    with pytest.raises(ValueError, match="nothing is measured on the pair 'quirk': choose of injected, chat, self"):
+        score_method(CONTROLS[0], pairs, on=["quirk"])
+
+
 def test_dictionaries_are_those_that_a_notebook_trains(pairs):
     train, asked = pairs.train, []
     spy = types.SimpleNamespace(**{name: getattr(pairs, name) for name in ("cells", "matched_k", "heldout", "plan")})
