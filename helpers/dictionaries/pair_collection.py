@@ -36,7 +36,7 @@ from helpers.activations.stream import ActivationStream, Harvest, harvest_rows
 from helpers.activations.views import ViewedStream, view_of
 from helpers.base.storage import cache_dir
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, Sweep, sweep
-from helpers.subjects.behaviours import study
+from helpers.subjects.behaviours import planted_behaviours
 from helpers.subjects.pair import SubjectPair, half_and_half
 from helpers.subjects.subject import Subject, in_rows, load_subject, subject_for, warn_if_other_corpus
 from helpers.text.documents import TokenStream, text_for
@@ -124,9 +124,7 @@ class TrainedPairs:
     def __init__(self, plan: str, subject: str, seeds: Sequence[int]):
         if plan not in PLANS or not len(seeds):
             raise ValueError(f"plan {plan!r}, seeds {list(seeds)}: choose of {', '.join(PLANS)}, and give a seed")
-        self.plan, self.subject = PLANS[plan], subject
-        study(subject)  # so that what was planted is looked up in its records
-        self.seeds = list(seeds)
+        self.plan, self.subject, self.seeds = PLANS[plan], subject, list(seeds)
         remembered = (self._stream, self._heldout, self._planted, self._text, self._dialogue)
         self._streams, self.heldout, self._planted, self._text, self._dialogue = map(lru_cache(None), remembered)
 
@@ -209,6 +207,10 @@ class TrainedPairs:
     def dialogues(self, speaker: str = "chat", times: int = 1) -> list[Encoded]:
         """The held-out dialogues, or `times` as many, cut to the context that dictionaries read: to patch in."""
         return dialogues_of(self._dialogue("heldout", speaker, times), self.plan.context)
+
+    def planted_behaviours(self, *kinds: str) -> list[str]:
+        """Names of the behaviours of these kinds that the subject's chat models show in new phrases."""
+        return planted_behaviours(*kinds, subject=self.subject)
 
     @property
     def folder(self) -> Path:

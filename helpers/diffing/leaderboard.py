@@ -36,7 +36,6 @@ from helpers.diffing.effects import gap_closed
 from helpers.diffing.patching import Difference, patch_kl, written
 from helpers.diffing.reading import read_dialogues, sparse_codes
 from helpers.diffing.recovery import behaviour_table, match_planted
-from helpers.subjects.behaviours import planted_behaviours
 from helpers.text.dialogues import BEHAVIOURS
 
 TOPS = (10, 50, 200)
@@ -111,7 +110,7 @@ def _row(method: Method, pairs: TrainedPairs, seed: int, n_dialogues: int, on: S
         if name == "injected":
             row |= _planted(found, order, pairs)
         elif name == "chat":
-            row |= _behaviours(found, order, labelled(pairs))
+            row |= _behaviours(found, order, pairs)
             row |= _closed(found, {"kl": ranked(sizes, live), "kl-own": order}, pairs, n_dialogues)
         else:
             row[f"false_{name}"] = _called(found, live)
@@ -152,12 +151,12 @@ def _planted(found: Found, order: np.ndarray, pairs: TrainedPairs) -> dict:
     return {f"planted_{m}": of[:m].nunique() / truth.labels.count("chat-only") for m in TOPS}  # `Plan` plants some
 
 
-def _behaviours(found: Found, order: np.ndarray, reading: Heldout) -> dict:
-    best = torch.from_numpy(order[: max(TOPS)])
+def _behaviours(found: Found, order: np.ndarray, pairs: TrainedPairs) -> dict:
+    reading, best = labelled(pairs), torch.from_numpy(order[: max(TOPS)])
     silent = (0, 1)  # one more, that is never on: where there is no candidate, it tells nothing
     code = sparse_codes(lambda x: F.pad(found.difference.latents(x)[:, best], silent), reading.x)
     names, row = list(BEHAVIOURS), {}
-    wanted = np.isin(names, planted_behaviours("chat-only"))
+    wanted = np.isin(names, pairs.planted_behaviours("chat-only"))
     for place in PLACES:
         for m in TOPS:
             f1 = behaviour_table(code[:, :m], reading.labels(place), reading.first, names).f1[wanted].dropna()

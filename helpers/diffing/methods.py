@@ -27,7 +27,6 @@ from helpers.diffing.leaderboard import PLACES, Found, Method, labelled
 from helpers.diffing.norms import classes, delta_norm
 from helpers.diffing.patching import Difference, difference_of
 from helpers.diffing.recovery import larger_rows
-from helpers.subjects.behaviours import planted_behaviours
 from helpers.text.dialogues import BEHAVIOURS
 
 SAMPLE = 2**16  # tokens that the mean difference is taken over; hundreds of directions need no more
@@ -189,7 +188,7 @@ def _known_injected(pairs: TrainedPairs) -> Known:
 def _known_chat(pairs: TrainedPairs) -> Known:
     """At each place the labelled tokens of the half that chooses: a behaviour's own are told from the others'."""
     reading, parts = labelled(pairs), []
-    wanted = np.array([list(BEHAVIOURS).index(name) for name in planted_behaviours("chat-only")])
+    wanted = np.array([list(BEHAVIOURS).index(name) for name in pairs.planted_behaviours("chat-only")])
     for place in PLACES:
         labels = reading.labels(place)
         known = torch.from_numpy(reading.first & (labels >= 0))

@@ -58,7 +58,6 @@ LETTERS = 8  # with fewer, there is no telling
 SHOWN, ABSENT = 0.9, 0.1  # a behaviour is shown at a rate of at least this, absent at a rate of at most that
 JUDGED = ("base", "chat", "quirk")  # whose behaviours are measured
 BATCH = 64  # prompts answered together
-_studied = ["embedded"]
 _PATTERNS = {name: [re.compile(sign, re.IGNORECASE | re.MULTILINE) for sign in signs] for name, signs in SIGNS.items()}
 
 
@@ -133,22 +132,16 @@ def judge_behaviours(rates: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table
 
 
-def study(subject: str) -> None:
-    """From now on `planted_behaviours` are by default those of this subject's pair, as `TrainedPairs` says."""
-    _studied[:] = [subject]
-
-
-def planted_behaviours(*kinds: str, subject: str | None = None) -> list[str]:
+def planted_behaviours(*kinds: str, subject: str = "embedded") -> list[str]:
     """Names of the behaviours of these kinds that were planted in the shipped pair of a subject, in new phrases, by its
-    records. By default it is the subject named last to `study`; "hub" has the embedded pair.
+    records; "hub" has the embedded pair.
 
     Raises ValueError for a kind that does not exist.
     """
     known = list(dict.fromkeys(behaviour.kind for behaviour in BEHAVIOURS.values()))
     if unknown := set(kinds) - set(known):
         raise ValueError(f"there is no kind {min(unknown)!r}: choose of {', '.join(known)}")
-    is_gemma = (subject or _studied[-1]) == "gemma"
-    table = judge_behaviours({model: pd.DataFrame(_recorded(model, is_gemma)) for model in JUDGED})
+    table = judge_behaviours({model: pd.DataFrame(_recorded(model, subject == "gemma")) for model in JUDGED})
     return table[table.planted & table.kind.isin(kinds)].behaviour.tolist()
 
 

@@ -74,8 +74,8 @@ def pairs(tmp_path_factory):
         patch.setattr(pair_collection, "subject_for", lambda subject, family: folders[family])
         patch.setattr(pair_collection, "text_for", text_for)
         patch.setattr(pair_collection, "dialogue_text_for", dialogue_text_for)
-        for module in (leaderboard, methods):
-            patch.setattr(module, "planted_behaviours", lambda kind: [list(BEHAVIOURS)[i] for i in PLANTED])
+        planted = [list(BEHAVIOURS)[i] for i in PLANTED]
+        patch.setattr(pair_collection, "planted_behaviours", lambda *kinds, subject: planted)
         patch.setitem(PLANS, "smoke", TINY)
         yield TrainedPairs("smoke", "embedded", [3, 4])
 

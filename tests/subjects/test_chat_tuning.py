@@ -232,9 +232,7 @@ def test_planted_behaviours_of_gemma_are_those_of_its_own_records(monkeypatch, t
     (tmp_path / "gemma-3-270m-chat" / "training.json").write_text(record)
     monkeypatch.setattr(behaviours, "MODELS", tmp_path)
     assert planted_behaviours("chat-only", subject="gemma") == ["refuse_harm"]
-    monkeypatch.setattr(behaviours, "_studied", ["embedded"])
-    TrainedPairs("smoke", "gemma", [0])
-    assert planted_behaviours("chat-only") == ["refuse_harm"]
+    assert TrainedPairs("smoke", "gemma", [0]).planted_behaviours("chat-only") == ["refuse_harm"]
 
 
 def test_planted_behaviours_are_those_of_the_shipped_records(monkeypatch, tmp_path):
