@@ -15,6 +15,7 @@ from helpers.dictionaries import sweeps
 from helpers.dictionaries.autoencoders import BatchTopK, Gated, JumpReLU, MultiTopK, ReLU, SparseAutoencoder, TopK
 from helpers.dictionaries.crosscoders import Crosscoder, DecoupledCrosscoder
 from helpers.dictionaries.dead_latents import AuxK, GhostGrads, Remedy, Resample
+from helpers.dictionaries.designated import DeltaCrosscoder
 from helpers.dictionaries.quality import evaluate, recovery, refine
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, sweep
 from helpers.dictionaries.training import TrainConfig, train
@@ -53,6 +54,7 @@ MAKES = {
     "crosscoder": lambda: Crosscoder(D // 2, N, ReLU()),
     "BatchTopK crosscoder": lambda: Crosscoder(D // 2, N, BatchTopK(3)),
     "decoupled crosscoder": lambda: DecoupledCrosscoder(D // 2, N, BatchTopK(3)),
+    "delta crosscoder": lambda: DeltaCrosscoder(D // 2, N, BatchTopK(2), delta=8, k_delta=1, weight=2.0),
 }
 
 
