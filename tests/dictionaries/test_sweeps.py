@@ -31,6 +31,7 @@ from helpers.base import products
 from helpers.base.storage import ROOT
 from helpers.dictionaries import sweeps
 from helpers.dictionaries.dead_latents import AuxK, Remedy, Resample
+from helpers.dictionaries.designated import DeltaCell
 from helpers.dictionaries.quality import evaluate
 from helpers.dictionaries.sweeps import Cell, CrosscoderCell, grid, matched_ratios, sweep
 from helpers.dictionaries.training import Training, train
@@ -197,6 +198,16 @@ def test_crosscoders_are_swept_like_autoencoders(tmp_path, trained):
     assert first.frame.nmse.tolist() == [evaluate(sae, heldout).nmse for sae in saes]
     with pytest.raises(ValueError, match="there is no method 'Jump'"):
         CrosscoderCell("Jump", 16, 2).build(8)
+
+
+def test_a_crosscoder_with_two_kinds_of_latents_is_loaded_as_it_was(tmp_path, trained):
+    heldout = torch.randn(256, 2, 8, generator=torch.Generator().manual_seed(1))
+    cells = [DeltaCell("BatchTopK", 16, 3, delta=4, k_delta=1, weight=weight) for weight in (1.0, 2.0)]
+    first = sweep(cells, pairs, heldout, 1024, tmp_path)
+    again = sweep(cells, pairs, heldout, 1024, tmp_path)
+    assert len(trained) == 2 and same(first, again)
+    for here, there in zip(first.saes.values(), again.saes.values(), strict=True):
+        assert torch.equal(here.encode(heldout), there.encode(heldout)) and there.activation_delta.threshold > 0
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
