@@ -89,7 +89,7 @@ def _take_outputs(cells: list[NotebookNode], run: NotebookNode, code: list[Noteb
     run, _ = CoalesceStreamsPreprocessor().preprocess(run, {})
     outputs = {cell.id: cell.get("outputs", []) for cell in own_cells(run.cells)}
     for cell in cells:
-        cell.outputs = [nbformat.from_dict(_without_paths(_still(output))) for output in outputs[cell.id]]
+        cell.outputs = [nbformat.from_dict(_without_paths(plain_table(_still(output)))) for output in outputs[cell.id]]
     for count, cell in enumerate((cell for cell in code if cell.source.strip()), start=1):
         cell.execution_count = count
         for output in cell.outputs:
@@ -206,6 +206,15 @@ def _still(output: NotebookNode) -> NotebookNode:
     """Of a widget that says in HTML what it shows, the HTML: nbconvert takes the widget, which is blank offline."""
     if "text/html" in output.get("data", {}):
         output.data.pop(WIDGET_VIEW, None)
+    return output
+
+
+def plain_table(output: NotebookNode) -> NotebookNode:
+    """A table of pandas without its style, which readers of notebooks have, and without blanks between its tags."""
+    html = output.get("data", {}).get("text/html", "")
+    if 'class="dataframe' in html:
+        html = re.sub(r"<style scoped>.*?</style>", "", html, flags=re.DOTALL)
+        output.data["text/html"] = re.sub(r">\s+<", "><", html)
     return output
 
 

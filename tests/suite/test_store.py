@@ -1,12 +1,15 @@
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_output
 from notebook_lint import is_stale, lint_outputs
 from PIL import Image
@@ -21,6 +24,7 @@ from helpers.suite.store import (
     _without_paths,
     hashes,
     in_palette,
+    plain_table,
     store,
     store_exercises,
 )
@@ -185,6 +189,19 @@ def figure(n):
 def as_png(image):
     image.save(file := io.BytesIO(), "PNG")
     return file.getvalue()
+
+
+def test_a_table_is_stored_without_its_style_and_reads_the_same():
+    frame = pd.DataFrame({"a b": [1.5, 2.0], "c": ["x  y", "<z>"]}, index=["first", "second"])
+    html = frame._repr_html_()
+    output = plain_table(NotebookNode(output_type="display_data", data=NotebookNode({"text/html": html})))
+    stored = output.data["text/html"]
+    assert len(stored) < len(html) - 300 and "style scoped" not in stored and "x&nbsp;&nbsp;y" in stored
+    said = [re.findall(r"<t[hd]>(.*?)</t[hd]>", each) for each in (html, stored)]
+    assert said[0] == said[1] and len(said[0]) == 3 * 3
+    page = "<p>a</p>\n  <style scoped>b</style>"
+    kept = plain_table(NotebookNode(output_type="display_data", data=NotebookNode({"text/html": page})))
+    assert kept.data["text/html"] == page
 
 
 def test_each_figure_gets_an_image_in_a_palette_when_it_is_stored(pair, monkeypatch):
