@@ -173,8 +173,8 @@ def _looks_of_numbers(numbers: list) -> dict:
 
 
 def sampled(scale: str, places: Iterable[float]) -> list[str]:
-    """Colours "#rrggbb" of a colour scale at places from 0 to 1."""
-    colors = sample_colorscale(scale, list(map(float, places)), colortype="tuple")
+    """Colours "#rrggbb" of a colour scale at places from 0 to 1; a place that rounding puts beyond an end is at it."""
+    colors = sample_colorscale(scale, [min(max(float(place), 0.0), 1.0) for place in places], colortype="tuple")
     return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in colors]
 
 

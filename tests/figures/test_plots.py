@@ -168,6 +168,12 @@ def test_heatmap_cells_are_means_at_their_place(sweep):
     assert trace.z[1][2] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_heatmap_draws_a_largest_mean_that_was_rounded_up(sweep):
+    largest = sweep.assign(nmse=(sweep.sparsity == 32) * 0.42928766)  # a drawn number has six digits
+    trace = plots.heatmap(largest, "sparsity", "n_latents", "nmse", **COMMON).data[0]
+    assert np.max(trace.z) > largest.nmse.max()
+
+
 def test_sizes_as_series_get_a_legend_title(sweep):
     figure = plots.curves(sweep, "sparsity", "nmse", series="n_latents", **COMMON)
     assert figure.layout.legend.title.text == "number of latents n"
