@@ -92,7 +92,7 @@ def silent(sae: SparseAutoencoder, batches: Iterable[Tensor], windows: Sequence[
 
 
 def _fired(sae: SparseAutoencoder, x: Tensor) -> Tensor:
-    """(n_latents,) bool: on for any token. Of TopK without its dense code, in a fifth of the time."""
+    """(n_latents,) bool: on for any token. Of TopK without its dense code, in a third of the time."""
     if not isinstance(sae.activation, TopK):
         return (sae.encode(x) > 0).view(-1, sae.n_latents).any(0)
     return kernels.encode_topk(x, sae.W_enc, sae.b_enc, sae.b_dec, sae.activation.k, sae.sizes()).fired()

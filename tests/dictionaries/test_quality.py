@@ -70,8 +70,9 @@ def test_a_rare_latent_is_silent_in_a_short_window_and_a_dead_one_in_each():
         silent(sae, batches, [2, 7])
 
 
-def test_silence_in_all_of_a_sample_is_its_dead_share():
-    sae, x = random_sae(TopK(1)), torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("activation", [TopK(1), MultiTopK(1), ReLU()], ids=lambda each: type(each).__name__)
+def test_silence_in_all_of_a_sample_is_its_dead_share(activation):
+    sae, x = random_sae(activation), torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     assert silent(sae, x.split(7), [40])[40] == pytest.approx(evaluate(sae, x).dead)
 
 
