@@ -137,10 +137,7 @@ class DeltaCell(CrosscoderCell):
     weight: float = 1.0
 
     def build(self, d_model: int) -> DeltaCrosscoder:
-        switches = self.switches()
-        del switches["decoupled"]
-        others = BatchTopK(int(self.sparsity) - self.k_delta)
-        return DeltaCrosscoder(d_model, int(self.n_latents), others, int(self.seed), **switches)
+        return self.of_kind(DeltaCrosscoder, d_model, BatchTopK(int(self.sparsity) - self.k_delta))
 
     def switches(self) -> dict:
         given = {"delta": int(self.delta), "k_delta": int(self.k_delta), "weight": float(self.weight)}
@@ -154,9 +151,7 @@ class DedicatedCell(CrosscoderCell):
     dedicated: int = 1
 
     def build(self, d_model: int) -> DedicatedCrosscoder:
-        switches = self.switches()
-        del switches["decoupled"]  # it has one competition
-        return DedicatedCrosscoder(d_model, int(self.n_latents), self.activation(), int(self.seed), **switches)
+        return self.of_kind(DedicatedCrosscoder, d_model, self.activation())
 
     def switches(self) -> dict:
         return super().switches() | {"dedicated": int(self.dedicated)}

@@ -113,9 +113,12 @@ class CrosscoderCell(Cell):
     bridge: float = 0.0
 
     def build(self, d_model: int) -> Crosscoder:
-        kind, switches = DecoupledCrosscoder if self.decoupled else Crosscoder, self.switches()
-        del switches["decoupled"]
-        return kind(d_model, int(self.n_latents), self.activation(), int(self.seed), **switches)
+        return self.of_kind(DecoupledCrosscoder if self.decoupled else Crosscoder, d_model, self.activation())
+
+    def of_kind(self, kind: type[Crosscoder], d_model: int, activation: nn.Module) -> Crosscoder:
+        """A crosscoder of a kind, with the settings of this cell."""
+        switches = {name: value for name, value in self.switches().items() if name != "decoupled"}  # that is a kind
+        return kind(d_model, int(self.n_latents), activation, int(self.seed), **switches)
 
     def switches(self) -> dict:
         usual = {name: getattr(self, name) for name in ("init_norm", "size", "squared", "decoupled")}

@@ -197,6 +197,7 @@ def test_a_table_is_stored_without_its_style_and_reads_the_same():
     output = plain_table(NotebookNode(output_type="display_data", data=NotebookNode({"text/html": html})))
     stored = output.data["text/html"]
     assert len(stored) < len(html) - 300 and "style scoped" not in stored and "x&nbsp;&nbsp;y" in stored
+    assert not re.search(r">\s+<", stored)
     said = [re.findall(r"<t[hd]>(.*?)</t[hd]>", each) for each in (html, stored)]
     assert said[0] == said[1] and len(said[0]) == 3 * 3
     page = "<p>a</p>\n  <style scoped>b</style>"
