@@ -68,7 +68,7 @@ PLANS = {
     "smoke": PairPlan(64, 8, 0.05, 4_000, 6_000, 2_048, context=64, batch_size=256),
     "laptop": PairPlan(1024, 24, 0.05, 300_000, 220_000, 32_768),
     "reference": PairPlan(1024, 24, 0.05, 2_621_440, 800_000, 65_536, batch_size=128, lr=2e-3),  # 20,480 updates
-    "long": PairPlan(1024, 24, 0.05, 1_000_000, 800_000, 32_768),  # behaviours are rare, and take tokens to be learnt
+    "long": PairPlan(1024, 24, 0.05, 1_000_000, 800_000, 32_768, batch_size=128, lr=2e-3),  # 7,812, for many of them
     "paper": PairPlan(73_728, 100, 0.041, 2 * 10**8, 10**8, 2 * 10**6, context=1024, batch_size=2048, lr=8.5e-4),
 }
 
