@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from helpers.base import products
 from helpers.base.checks import checksum
 from helpers.base.storage import load_state, restore_training, save_state, training_tensors, write_atomic, written_aside
+from helpers.subjects.muon import Muon
 
 Loss = Callable[[PreTrainedModel, Tensor], Tensor]  # of a model on (batch, context) ids: nats a token
 
@@ -220,7 +221,7 @@ def _optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torch.op
     inside = [p for p in model.parameters() if p.ndim == 2 and id(p) not in tables]
     outside = [p for p in model.parameters() if p.ndim != 2 or id(p) in tables]
     decayed = {"lr": config.lr, "weight_decay": config.weight_decay}
-    muon = torch.optim.Muon(inside, momentum=0.95, adjust_lr_fn="match_rms_adamw", **decayed)
+    muon = Muon(inside, momentum=0.95, **decayed)
     adam = torch.optim.AdamW(outside, betas=(0.9, 0.98), lr=config.lr, weight_decay=0.0, fused=True)
     for group in muon.param_groups + adam.param_groups:
         group["peak_lr"] = config.lr
