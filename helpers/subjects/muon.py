@@ -1,7 +1,7 @@
 """Muon, an optimiser of weight matrices: momentum whose directions are made about equally large before each step.
 
 torch.optim.Muon does the same with products in bf16 whatever the processor. Without bf16 in hardware, as in most
-laptops, one of its updates takes some 35 times as long as in fp32, and ten times as long as the gradient.
+laptops, one of its updates takes tens of times as long as in fp32 (tests/benchmarks/test_muon.py).
 
 Source: Jordan et al. 2024 (the iteration); Liu et al. 2025, arXiv 2502.16982 (the length of a step, AdamW's).
 """
